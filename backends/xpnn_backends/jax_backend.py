@@ -1,0 +1,94 @@
+"""JAX: immutable arrays and jit, which prove that xpnn writes nothing in place and branches on no value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy
+import numpy as np
+
+from xpnn.backend import Backend
+from xpnn.errors import BackendError
+from xpnn.random import mask_threshold
+from xpnn_backends import philox
+
+
+def _random_mask(x: Any, key: Any, rate: float) -> tuple[Any, Any]:
+    """The host's Philox words; under jit, where the step is not known while tracing, through a callback."""
+    threshold = mask_threshold(rate)
+    shape = tuple(x.shape)
+
+    def on_host(step: Any) -> Any:
+        return philox.keep_mask(key.seed, key.stream, int(step), shape, threshold)
+
+    def vjp(_: Any) -> tuple[None]:
+        return (None,)
+
+    if isinstance(key.step, jax.core.Tracer):
+        result = jax.ShapeDtypeStruct(shape, jax.numpy.bool_)
+        return jax.pure_callback(on_host, result, key.step), vjp
+    return jax.numpy.asarray(on_host(key.step), device=JaxBackend.device_of(x)), vjp
+
+
+class JaxBackend(Backend):
+    """JAX; the training step is compiled by `jax.jit`."""
+
+    name = "jax"
+    blocked = True
+    overrides = {"random_mask": _random_mask}
+
+    @classmethod
+    def namespace(cls) -> Any:
+        return jax.numpy
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        return [f"{device.platform}:{device.id}" for device in jax.devices()]
+
+    @classmethod
+    def device_of(cls, x: Any) -> Any:
+        # Inside jit an array has no device yet: None leaves the choice to the compiler.
+        return None if isinstance(x, jax.core.Tracer) else x.device
+
+    def parse_device(self, name: str) -> Any:
+        if not name:
+            return None
+        platform, _, index = name.partition(":")
+        try:
+            return jax.devices(platform)[int(index or 0)]
+        except (RuntimeError, ValueError, IndexError):
+            raise BackendError(f"backend 'jax' has no device {name!r}; it has: {', '.join(self.devices())}") from None
+
+    def dtype(self, name: str) -> Any:
+        if name == "float64" and not jax.config.jax_enable_x64:
+            raise BackendError(
+                "JAX has float64 switched off; set JAX_ENABLE_X64=1 before starting, "
+                'or jax.config.update("jax_enable_x64", True), or use dtype="float32"'
+            )
+        if name == "int64" and not jax.config.jax_enable_x64:
+            name = "int32"
+        return super().dtype(name)
+
+    def enable_float64(self) -> None:
+        jax.config.update("jax_enable_x64", True)
+
+    def to_host(self, x: Any) -> Any:
+        return np.asarray(x)
+
+    def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        # The seed is no array: it selects the random stream, and a 64-bit seed would not survive as an int32.
+        def split(key: int, state: Any, batch: Any) -> Any:
+            return step(state._replace(key=key), batch)
+
+        jitted = jax.jit(split, static_argnums=0, donate_argnums=1)
+
+        def run(state: Any, batch: Any) -> Any:
+            new, loss = jitted(state.key, state._replace(key=0), batch)
+            return new._replace(key=state.key), loss
+
+        return run
+
+    def synchronize(self) -> None:
+        jax.effects_barrier()

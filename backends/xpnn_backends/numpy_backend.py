@@ -1,0 +1,48 @@
+"""NumPy: the CPU backend, and the library of host arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpnn.backend import Backend
+from xpnn_backends import philox
+
+
+class NumpyBackend(Backend):
+    """NumPy on the CPU. "numpy:readonly" makes arrays that refuse to be written to, for tests."""
+
+    name = "numpy"
+    one_device = True
+
+    @classmethod
+    def namespace(cls) -> Any:
+        return np
+
+    @classmethod
+    def device_of(cls, x: Any) -> Any:
+        return "cpu"
+
+    @classmethod
+    def devices(cls) -> list[str]:
+        return ["cpu", "readonly"]
+
+    def parse_device(self, name: str) -> Any:
+        return None if name == "readonly" else super().parse_device(name)
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Any:
+        array = np.asarray(x, dtype=None if dtype is None else self.dtype(dtype))
+        if self.device_name == "readonly":
+            array = array.view()
+            array.flags.writeable = False
+        return array
+
+    def to_host(self, x: Any) -> Any:
+        return np.asarray(x)
+
+    def random_words(self, seed: int, stream: int, step: int, count: int) -> Any:
+        return philox.random_words(seed, stream, step, count)
+
+    def keep_mask(self, seed: int, stream: int, step: int, shape: tuple[int, ...], threshold: int) -> Any:
+        return philox.keep_mask(seed, stream, step, shape, threshold)

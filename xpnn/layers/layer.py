@@ -1,0 +1,97 @@
+"""What a layer is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from xpnn.config import Configurable
+from xpnn.dispatch import Array
+from xpnn.errors import ShapeError
+from xpnn.initializers import Initializer
+from xpnn.random import DROPOUT, RandomKey, stream
+
+Shape = tuple[int, ...]
+Tree = dict[str, Any]
+"""Nested dicts: parameter name -> array (or its specification, or its gradient), child name -> tree of the child."""
+
+Backward = Callable[[Array], tuple[Any, Tree]]
+
+
+class Parameter(NamedTuple):
+    """What a layer asks for: an array of this shape, first filled by this initializer."""
+
+    shape: Shape
+    initializer: Initializer
+
+
+class Run:
+    """What a forward pass knows besides its arrays.
+
+    Attributes:
+        training: True in a training step; dropout acts only then.
+        input_gradient: False where nobody needs the gradient with respect to the layer's input.
+    """
+
+    __slots__ = ("_count", "input_gradient", "seed", "step", "training")
+
+    def __init__(self, training: bool = False, seed: int = 0, step: Any = 0, input_gradient: bool = True) -> None:
+        self.training = training
+        self.seed = seed
+        self.step = step
+        self.input_gradient = input_gradient
+        self._count = [0]
+
+    def random_key(self) -> RandomKey:
+        """A key for random bits; each call within one forward pass gives another one."""
+        index = self._count[0]
+        self._count[0] = index + 1
+        return RandomKey(self.seed, stream(DROPOUT, index), self.step)
+
+    def with_input_gradient(self) -> Run:
+        """The same run for a layer further in, whose input gradient is needed."""
+        if self.input_gradient:
+            return self
+        inner = Run(self.training, self.seed, self.step, True)
+        inner._count = self._count
+        return inner
+
+
+class Layer(Configurable):
+    """A layer is a description: it holds its settings, never an array.
+
+    A subclass says in `build` which parameters it needs for a shape of input, and in `forward` what it computes
+    from input and parameters. `forward` returns its output and its backward function; what that needs, it closes over.
+
+    Attributes:
+        children: the layers inside this one by name; {} for most.
+        output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, else "any".
+        input_kind: "float"; "index" for a layer that looks its input up in a table; "any" if it takes both.
+    """
+
+    children: Mapping[str, Layer] = {}
+    output_kind: ClassVar[str] = "any"
+    input_kind: ClassVar[str] = "float"
+
+    def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
+        """(shape of an output sample, parameters) for samples of `input_shape`; shapes without the batch.
+
+        Raises ShapeError if samples of that shape cannot be used.
+        """
+        return input_shape, {}
+
+    def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
+        """(y, backward) with backward(dy) -> (dx, gradients), gradients by the names of the parameters."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(self, x, parameters, run)")
+
+    def build_child(self, name: str, input_shape: Shape) -> tuple[Shape, Tree]:
+        """`build` of a child, with its name in front of the path of an error."""
+        try:
+            return self.children[name].build(input_shape)
+        except ShapeError as error:
+            raise error.inside(name) from None
+
+    @property
+    def input_shape(self) -> Shape | None:
+        """The shape of an input sample if the layer's settings fix it, else None."""
+        return None

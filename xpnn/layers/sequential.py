@@ -1,0 +1,95 @@
+"""Layers one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnn.dispatch import Array
+from xpnn.errors import ConfigError
+from xpnn.layers.activation import Activation
+from xpnn.layers.dense import Dense
+from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
+
+
+class Sequential(Layer):
+    """The output of each layer is the input of the next: y = f_n(... f_2(f_1(x))).
+
+    A Dense layer and a simple activation behind it run as one fused op; names and results stay the same.
+
+    Args:
+        layers: the layers, or one list of them; none at all is the identity.
+
+    Raises:
+        ConfigError: an argument is no layer.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
+            layers = tuple(layers[0])
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                hint = f"; write {layer.__name__}(...)" if isinstance(layer, type) else ""
+                raise ConfigError(f"layer {position} is {layer!r}, which is no xpnn.Layer{hint}")
+        self.layers = layers
+        self.children = {str(position): layer for position, layer in enumerate(layers)}
+        self._plan = _fuse(layers)
+
+    @property
+    def input_shape(self) -> Shape | None:
+        for layer in self.layers:
+            if layer.input_shape is not None:
+                return layer.input_shape
+            if not isinstance(layer, Activation):
+                return None
+        return None
+
+    @property
+    def output_kind(self) -> str:  # type: ignore[override]
+        return self.layers[-1].output_kind if self.layers else "any"
+
+    @property
+    def input_kind(self) -> str:  # type: ignore[override]
+        kinds = (layer.input_kind for layer in self.layers)
+        return next((kind for kind in kinds if kind != "any"), "float")
+
+    def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
+        shape = input_shape
+        tree: Tree = {}
+        for name in self.children:
+            shape, tree[name] = self.build_child(name, shape)
+        return shape, tree
+
+    def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
+        inner = run.with_input_gradient()
+        backwards: list[tuple[str, Backward]] = []
+        gradient_wanted = run.input_gradient
+        for name, layer, activation in self._plan:
+            here = inner if gradient_wanted else run
+            if activation is None:
+                x, backward = layer.forward(x, parameters[name], here)
+            else:
+                x, backward = layer.forward(x, parameters[name], here, activation)  # type: ignore[call-arg]
+            if gradient_wanted or parameters[name]:
+                gradient_wanted = True
+                backwards.append((name, backward))
+
+        def chain(dy: Any) -> tuple[Any, Tree]:
+            gradients: Tree = {}
+            for name, backward in reversed(backwards):
+                dy, gradients[name] = backward(dy)
+            return dy, gradients
+
+        return x, chain
+
+
+def _fuse(layers: tuple[Layer, ...]) -> list[tuple[str, Layer, str | None]]:
+    """(name, layer, fused activation) for what runs: an activation behind a Dense layer becomes part of its op."""
+    plan: list[tuple[str, Layer, str | None]] = []
+    for position, layer in enumerate(layers):
+        fusable = layer.fusable if isinstance(layer, Activation) else None
+        if fusable and position and type(layers[position - 1]) is Dense:
+            name, dense, _ = plan[-1]
+            plan[-1] = (name, dense, fusable)
+        else:
+            plan.append((str(position), layer, None))
+    return plan

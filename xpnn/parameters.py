@@ -1,0 +1,204 @@
+"""The parameters of a network as one vector.
+
+All trainable arrays lie in one contiguous vector theta; a layer sees named views of it. The gradient is a vector of the
+same layout, and so is every slot of an optimizer. Each parameter starts on a 256-byte boundary (vector loads, matrix
+libraries' fast paths); the padding between has gradient zero and stays zero.
+
+Where arrays have no views (JAX), the vector is held as one block per parameter. A vector is therefore a tuple of
+arrays everywhere: of one array, or of one for each parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from xpnn.backend import Backend, host
+from xpnn.dispatch import Array, device, namespace
+from xpnn.errors import ShapeError
+from xpnn.initializers import Draw
+from xpnn.layers.layer import Layer, Parameter, Tree
+
+Vector = tuple[Array, ...]
+
+_ALIGNMENT_BYTES = 256
+_ITEM_BYTES = {"float32": 4, "float64": 8}
+
+
+class Entry(NamedTuple):
+    """One parameter of a network: its name ("0.weight"), its number in the network, its specification, and where layers see it.
+
+    `places` has one path for each occurrence: a layer that is used twice sees its parameters in two places.
+    """
+
+    name: str
+    number: int
+    parameter: Parameter
+    places: tuple[tuple[str, ...], ...]
+
+
+def collect(root: Layer, tree: Tree) -> list[Entry]:
+    """Every parameter below `root`, in the order of the layers; shared layers count once."""
+    entries: dict[str, Entry] = {}
+    first_path: dict[int, tuple[str, ...]] = {}
+
+    def walk(layer: Layer, node: Tree, path: tuple[str, ...]) -> None:
+        canonical = first_path.setdefault(id(layer), path)
+        for key, item in node.items():
+            if isinstance(item, Parameter):
+                name = ".".join((*canonical, key))
+                place = (*path, key)
+                known = entries.get(name)
+                if known is None:
+                    entries[name] = Entry(name, len(entries), item, (place,))
+                elif known.parameter.shape == item.shape:
+                    entries[name] = known._replace(places=(*known.places, place))
+                else:
+                    error = ShapeError(
+                        f"is used at {'.'.join(canonical)!r} too, where its {key} has shape {known.parameter.shape}; "
+                        f"here it would need {item.shape}. Layers that share parameters must get inputs of one shape",
+                        layer,
+                    )
+                    for part in reversed(path):
+                        error.inside(part)
+                    raise error
+        for key, child in layer.children.items():
+            walk(child, node[key], (*path, key))
+
+    walk(root, tree, ())
+    return list(entries.values())
+
+
+class Layout:
+    """Where each trainable parameter lies in theta.
+
+    Args:
+        entries: all parameters of the network.
+        dtype: "float32" or "float64".
+        blocked: True for one block per parameter.
+        frozen: names that are not trained; they live beside theta, in the state's buffers.
+    """
+
+    def __init__(self, entries: Iterable[Entry], dtype: str, blocked: bool, frozen: Iterable[str] = ()) -> None:
+        self.entries = tuple(entries)
+        self.dtype = dtype
+        self.blocked = blocked
+        self.frozen = frozenset(frozen)
+        self.trained = tuple(entry for entry in self.entries if entry.name not in self.frozen)
+        unit = _ALIGNMENT_BYTES // _ITEM_BYTES[dtype]
+        self.spans: dict[str, tuple[int, int]] = {}
+        start = 0
+        for entry in self.trained:
+            stop = start + math.prod(entry.parameter.shape)
+            self.spans[entry.name] = (start, stop)
+            start = -(-stop // unit) * unit
+        self.size = start
+        self._cached: tuple[Any, Tree] | None = None
+        self._constants: dict[tuple[float, ...], Vector] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the trained parameters, in the order of theta."""
+        return [entry.name for entry in self.trained]
+
+    def join(self, arrays: Mapping[str, Array]) -> Vector:
+        """A vector from one array per trained parameter."""
+        values = [arrays[entry.name] for entry in self.trained]
+        if self.blocked:
+            return tuple(values)
+        if not values:
+            return ()
+        xp = namespace(values[0])
+        pieces: list[Array] = []
+        position = 0
+        for entry, value in zip(self.trained, values, strict=True):
+            start, stop = self.spans[entry.name]
+            if start > position:
+                pieces.append(xp.zeros((start - position,), dtype=value.dtype, device=device(value)))
+            pieces.append(xp.reshape(value, (stop - start,)))
+            position = stop
+        if self.size > position:
+            pieces.append(xp.zeros((self.size - position,), dtype=values[0].dtype, device=device(values[0])))
+        return (xp.concat(pieces) if len(pieces) > 1 else pieces[0],)
+
+    def split(self, vector: Vector) -> dict[str, Array]:
+        """Name -> the parameter's part of a vector (a view where the library has views)."""
+        if self.blocked:
+            return {entry.name: block for entry, block in zip(self.trained, vector, strict=True)}
+        if not vector:
+            return {}
+        (flat,) = vector
+        xp = namespace(flat)
+        parts = {}
+        for entry in self.trained:
+            start, stop = self.spans[entry.name]
+            parts[entry.name] = xp.reshape(flat[start:stop], entry.parameter.shape)
+        return parts
+
+    def constant(self, values: Mapping[str, float], like: Vector) -> tuple[Any, ...]:
+        """One factor for each block of a vector, from one number for each parameter (0 where none is given).
+
+        A factor is a number where the whole block has one, else an array of the block's shape. Computed once.
+        """
+        key = tuple(float(values.get(entry.name, 0.0)) for entry in self.trained)
+        if self.blocked:
+            return key
+        if len(set(key)) < 2:
+            return key[:1]
+        if key not in self._constants:
+            parts = self.split(like)
+            xp = namespace(like[0])
+            filled = {name: xp.full_like(part, values.get(name, 0.0)) for name, part in parts.items()}
+            self._constants[key] = self.join(filled)
+        return self._constants[key]
+
+    def zeros(self, like: Vector) -> Vector:
+        """A vector of zeros."""
+        return tuple(namespace(block).zeros_like(block) for block in like)
+
+    def tree(self, theta: Vector, buffers: Mapping[str, Array]) -> Tree:
+        """theta and the buffers as the nested dicts that the layers' `forward` reads."""
+        cached = self._cached
+        if cached is not None and theta and cached[0] is theta[0] and not buffers:
+            return cached[1]
+        arrays = {**self.split(theta), **buffers}
+        tree: Tree = {}
+        for entry in self.entries:
+            for place in entry.places:
+                node = tree
+                for key in place[:-1]:
+                    node = node.setdefault(key, {})
+                node[place[-1]] = arrays[entry.name]
+        if theta and not self.blocked and not buffers:
+            # A step that works in place gets the same theta again and again: its views are still right.
+            self._cached = (theta[0], tree)
+        return tree
+
+    def gather(self, gradients: Tree) -> dict[str, Array]:
+        """Nested gradients by name; those of a shared layer are added up."""
+        found: dict[str, Array] = {}
+        for entry in self.trained:
+            total = None
+            for place in entry.places:
+                node: Any = gradients
+                for key in place:
+                    node = node[key]
+                total = node if total is None else total + node
+            found[entry.name] = total
+        return found
+
+    def initialize(self, seed: int, backend: Backend) -> tuple[Vector, dict[str, Array]]:
+        """First values for all parameters: (theta, buffers), with the same bits on every backend."""
+        xp = host().xp
+        arrays = {}
+        for entry in self.entries:
+            value = entry.parameter.initializer.sample(entry.parameter.shape, Draw(seed, entry.number))
+            arrays[entry.name] = xp.astype(value, getattr(xp, self.dtype))
+        return self.place(arrays, backend)
+
+    def place(self, arrays: Mapping[str, Array], backend: Backend) -> tuple[Vector, dict[str, Array]]:
+        """Host arrays, one for each parameter, on the backend's device: (theta, buffers)."""
+        theta = tuple(backend.asarray(block, self.dtype) for block in self.join(arrays))
+        buffers = {name: backend.asarray(arrays[name], self.dtype) for name in sorted(self.frozen)}
+        return theta, buffers

@@ -1,0 +1,30 @@
+"""Cases of the linear map, dropout, and the ops that only move values."""
+
+from xpnn.random import RandomKey
+from xpnn.testing.cases.case import Case, Reals
+
+_KEY = RandomKey(7, 3, 11)
+
+CASES = (
+    Case("linear", (Reals((5, 3)), Reals((3, 4)), Reals((4,))), exact=True, terms=5),
+    Case("linear", (Reals((5, 3)), Reals((3, 4))), label="no-bias", exact=True, terms=5),
+    Case("linear", (Reals((2, 5, 3)), Reals((3, 4)), Reals((4,))), label="3d", exact=True, terms=10),
+    Case("linear", (Reals((5, 3)), Reals((3, 4)), Reals((4,))), {"activation": "tanh"}, label="tanh", terms=5),
+    Case("linear", (Reals((5, 3)), Reals((3, 4)), Reals((4,))), {"activation": "sigmoid"}, label="sigmoid", terms=5),
+    Case(
+        "linear",
+        (Reals((5, 3)), Reals((3, 4)), Reals((4,), 0.3, 0.4)),
+        {"activation": "relu"},
+        label="relu",
+        exact=True,
+        terms=5,
+    ),
+    Case("random_mask", (Reals((5, 3)), _KEY, 0.3), exact=True, differentiable=False),
+    Case("dropout", (Reals((5, 3)), _KEY, 0.5), exact=True),
+    Case("dropout", (Reals((5, 3)), _KEY, 0.3), label="uneven"),
+    Case("flatten", (Reals((5, 3, 2)),), exact=True),
+    Case("reshape", (Reals((5, 3, 2)), (2, 3)), exact=True),
+    Case("add", (Reals((5, 3)), Reals((5, 3)), Reals((5, 3))), exact=True),
+    Case("concatenate", (Reals((5, 3)), Reals((5, 2))), exact=True),
+    Case("concatenate", (Reals((5, 3, 2)), Reals((5, 1, 2))), {"axis": 1}, label="inner", exact=True),
+)

@@ -1,0 +1,210 @@
+"""The tiers of the matrix, as functions: each checks one case on one backend and dtype.
+
+Discipline is checked in every call: results of the right type, shape, dtype and device; arguments not modified.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from xpnn import dispatch, random
+from xpnn.backend import Backend, host
+from xpnn.dispatch import OPS, Array, Op
+from xpnn.errors import CheckError
+from xpnn.testing.cases.case import Case
+
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
+
+
+class Outcome(NamedTuple):
+    """What an op gave for a case, on the host: its value(s), and one gradient per argument (None where it has none)."""
+
+    values: tuple[Any, ...]
+    gradients: tuple[Any, ...]
+
+
+def run(
+    case: Case,
+    backend: Backend,
+    dtype: str,
+    arguments: list[Any],
+    cotangent_seed: int = 99,
+    op: Op | None = None,
+    exact: bool = False,
+) -> Outcome:
+    """Call the case's op (or `op`) on a backend, forward and backward, and bring the results to the host.
+
+    Raises CheckError if a result has the wrong type, shape, dtype or device, or an argument was modified.
+    """
+    op = op or OPS[case.op]
+    on_device = [_to_device(argument, backend, dtype) for argument in arguments]
+    before = [backend.to_host(a).copy() if backend.owns(a) else a for a in on_device]
+    with backend.context(), backend.discipline():
+        value, vjp = op(*on_device, **case.options)
+    values = value if isinstance(value, tuple) else (value,)
+    wanted = (backend.dtype(dtype), backend.xp.bool)
+    for index, part in enumerate(values):
+        _check_array(f"{case.id}: value {index}", part, backend, None)
+        if not any(part.dtype == known for known in wanted):
+            raise CheckError(f"{case.id}: value {index} has dtype {part.dtype}; the arguments are {dtype}")
+    gradients: tuple[Any, ...] = ()
+    if case.differentiable:
+        cotangents = tuple(
+            backend.asarray(_cotangent(part.shape, cotangent_seed + index, exact), dtype)
+            for index, part in enumerate(values)
+        )
+        with backend.context(), backend.discipline():
+            gradients = vjp(cotangents if isinstance(value, tuple) else cotangents[0])
+        arrays = [a for a in on_device if backend.owns(a)]
+        if len(gradients) < len(arrays):
+            raise CheckError(f"{case.id}: the vjp gave {len(gradients)} gradients for {len(arrays)} array arguments")
+        for index, (array, gradient) in enumerate(zip(arrays, gradients, strict=False)):
+            if gradient is not None:
+                _check_array(f"{case.id}: gradient {index}", gradient, backend, array)
+    for position, (argument, copy) in enumerate(zip(on_device, before, strict=True)):
+        if backend.owns(argument) and not _same_bits(backend.to_host(argument), copy):
+            raise CheckError(f"{case.id}: argument {position} was modified")
+    return Outcome(
+        tuple(backend.to_host(part) for part in values),
+        tuple(None if g is None else backend.to_host(g) for g in gradients),
+    )
+
+
+def check_exact(case: Case, backend: Backend, dtype: str, op: Op | None = None) -> None:
+    """On small dyadic numbers, the results are those of NumPy in float64, bit for bit. Raises CheckError if not."""
+    arguments = case.draw(exact=True)
+    got = run(case, backend, dtype, arguments, op=op, exact=True)
+    want = run(case, host(), "float64", arguments, exact=True)
+    for label, mine, reference in _pairs(got, want):
+        xp = host().xp
+        if not _same_bits(xp.astype(mine, xp.float64), xp.astype(reference, xp.float64)):
+            raise CheckError(
+                f"{case.id} on {backend.spec}, {dtype}: {label} differs from NumPy's exact result by "
+                f"{xp.max(xp.abs(mine - reference))}"
+            )
+
+
+def check_rounding(case: Case, backend: Backend, dtype: str, op: Op | None = None) -> float:
+    """The worst error against float64 on NumPy, generic bodies, in units of eps relative to the largest result.
+
+    Raises CheckError if it is larger than the case's bound.
+    """
+    arguments = [_rounded(argument, dtype) for argument in case.draw()]
+    got = run(case, backend, dtype, arguments, op=op)
+    with dispatch.without_overrides():
+        want = run(case, host(), "float64", arguments)
+    worst = 0.0
+    for label, mine, reference in _pairs(got, want):
+        error = relative_error(mine, reference) / EPS[dtype]
+        worst = max(worst, error)
+        if not error <= case.bound:
+            raise CheckError(
+                f"{case.id} on {backend.spec}, {dtype}: {label} is off by {error:.1f} eps, more than the bound of "
+                f"{case.bound:.1f}"
+            )
+    return worst
+
+
+def check_derivative(case: Case, backend: Backend, op: Op | None = None, tolerance: float = 1e-7) -> float:
+    """In float64: <cotangent, directional difference quotient> = <vjp(cotangent), direction>, for each argument.
+
+    The quotient is the five-point one, (f(-2h) - 8 f(-h) + 8 f(h) - f(2h)) / 12h with h = 1e-3, error O(h^4).
+
+    Returns the worst relative difference. Raises CheckError if it is larger than `tolerance`.
+    """
+    xp = host().xp
+    arguments = case.draw()
+    outcome = run(case, backend, "float64", arguments, op=op)
+    arrays = [position for position, a in enumerate(arguments) if hasattr(a, "shape")]
+    step = 1e-3
+    worst = 0.0
+    for order, position in enumerate(arrays):
+        gradient = outcome.gradients[order]
+        if gradient is None or arguments[position].dtype != xp.float64:
+            continue
+        for trial in range(3):
+            direction = _cotangent(arguments[position].shape, 1000 + 10 * order + trial, False)
+            total = 0.0
+            size = 0.0
+            for factor, multiple in ((1.0, -2), (-8.0, -1), (8.0, 1), (-1.0, 2)):
+                shifted = list(arguments)
+                shifted[position] = arguments[position] + (multiple * step) * direction
+                values = run(case, backend, "float64", shifted, op=op).values
+                for index, value in enumerate(values):
+                    product = _cotangent(value.shape, 99 + index, False) * value
+                    total += factor * float(xp.sum(product))
+                    size += float(xp.sum(xp.abs(product)))
+            quotient = total / (12.0 * step)
+            products = gradient * direction
+            claimed = float(xp.sum(products))
+            scale = max(abs(quotient), float(xp.sum(xp.abs(products))), 1e-3, 1e-5 * size)
+            difference = abs(quotient - claimed) / scale
+            worst = max(worst, difference)
+            if not difference <= tolerance:
+                raise CheckError(
+                    f"{case.id} on {backend.spec}: the derivative with respect to argument {position} is wrong: the vjp "
+                    f"gives {claimed:.10g} along a random direction, the difference quotient {quotient:.10g}"
+                )
+    return worst
+
+
+def relative_error(got: Array, want: Array) -> float:
+    """max |got - want| / max |want|, on the host in float64; infinite if one is not finite where the other is."""
+    xp = host().xp
+    got, want = xp.astype(got, xp.float64), xp.astype(want, xp.float64)
+    if got.shape != want.shape:
+        raise CheckError(f"the results have shapes {got.shape} and {want.shape}")
+    if math.prod(got.shape) == 0:
+        return 0.0
+    finite = xp.isfinite(want)
+    if not bool(xp.all(xp.isfinite(got) == finite)):
+        return float("inf")
+    difference = xp.where(finite, xp.abs(xp.where(finite, got - want, 0.0)), 0.0)
+    scale = float(xp.max(xp.where(finite, xp.abs(want), 0.0)))
+    return float(xp.max(difference)) / max(scale, 1e-30)
+
+
+def _pairs(got: Outcome, want: Outcome) -> list[tuple[str, Any, Any]]:
+    pairs = [(f"value {i}", a, b) for i, (a, b) in enumerate(zip(got.values, want.values, strict=True))]
+    for index, (mine, reference) in enumerate(zip(got.gradients, want.gradients, strict=True)):
+        if (mine is None) != (reference is None):
+            raise CheckError(f"gradient {index} is None on one side only")
+        if mine is not None:
+            pairs.append((f"gradient {index}", mine, reference))
+    return pairs
+
+
+def _to_device(argument: Any, backend: Backend, dtype: str) -> Any:
+    if not hasattr(argument, "shape"):
+        return argument
+    return backend.asarray(argument, dtype if argument.dtype.kind == "f" else "int64")
+
+
+def _rounded(argument: Any, dtype: str) -> Any:
+    if not hasattr(argument, "shape") or argument.dtype.kind != "f":
+        return argument
+    xp = host().xp
+    return xp.astype(xp.astype(argument, getattr(xp, dtype)), xp.float64)
+
+
+def _cotangent(shape: tuple[int, ...], seed: int, exact: bool) -> Array:
+    xp = host().xp
+    values = 2.0 * random.uniform(seed, random.stream(random.TESTING, 1), 0, tuple(shape)) - 1.0
+    return xp.round(values * 4.0) / 2.0 if exact else values
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    xp = host().xp
+    return a.shape == b.shape and bool(xp.all((a == b) | ((a != a) & (b != b))))
+
+
+def _check_array(label: str, x: Any, backend: Backend, like: Any) -> None:
+    if not backend.owns(x):
+        raise CheckError(f"{label} is a {type(x).__module__}.{type(x).__qualname__}, not an array of {backend.name}")
+    if backend.device is not None and not backend.one_device and dispatch.device(x) != backend.device:
+        raise CheckError(f"{label} lies on {dispatch.device(x)}, the arguments on {backend.device}")
+    if like is not None and (x.shape != like.shape or x.dtype != like.dtype):
+        raise CheckError(
+            f"{label} has shape {tuple(x.shape)} and dtype {x.dtype}; its argument {tuple(like.shape)} and {like.dtype}"
+        )
