@@ -1,14 +1,20 @@
 """xpnn: neural networks written once against the Python array API standard, trained on NumPy, CuPy and others."""
 
-from xpnn import losses, ops, optimizers
-from xpnn import numbers as _numbers
-from xpnn.backend import Backend, available_backends, get_backend, set_backend, use_backend
+from xpnn import initializers as initializers
+from xpnn import losses as losses
+from xpnn import metrics as metrics
+from xpnn import numbers as numbers
+from xpnn import ops as ops
+from xpnn import optimizers as optimizers
+from xpnn import testing as testing
+from xpnn.backend import Backend as Backend
+from xpnn.backend import available_backends as available_backends
+from xpnn.backend import get_backend as get_backend
+from xpnn.backend import set_backend as set_backend
+from xpnn.backend import use_backend as use_backend
 from xpnn.layers import *
-from xpnn.layers import __all__ as _layers
 from xpnn.losses import *
-from xpnn.losses import __all__ as _losses
-from xpnn.network import Network
+from xpnn.network import Network as Network
 from xpnn.optimizers import *
-from xpnn.optimizers import __all__ as _optimizers
 
 __version__ = "0.1.0"

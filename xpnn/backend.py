@@ -6,8 +6,8 @@ is built:
 
     its own `backend=` > `with use_backend(...)` > `set_backend(...)` > the variable XPNN_BACKEND > "numpy"
 
-A spec is "name" or "name:device": "numpy", "cupy", "cupy:1", "torch:cuda:0", "jax", "strict", or "auto". Only "auto" may
-choose (CuPy where it is usable, else NumPy); an explicit name that cannot run is an error with its reason.
+A spec is "name" or "name:device": "numpy", "cupy", "cupy:1", "torch:cuda:0", "jax", "strict", or "auto". Only "auto"
+may choose (CuPy where it is usable, else NumPy); an explicit name that cannot run is an error with its reason.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ class Kind(NamedTuple):
 _NOT_ARRAYS = frozenset({type(None), bool, int, float, str, tuple, list, dict})
 _kinds: dict[type, Kind] = {}
 _namespaces: dict[type, Any] = {}
-_resolve_kind: Callable[[type], Kind | None] = lambda _: None
 _compatible: set[tuple[type, type]] = set()
 _overrides_active = True
 
@@ -60,6 +59,7 @@ class Op:
         self.__wrapped__ = generic
 
     def __call__(self, *arguments: Any, **options: Any) -> tuple[Any, Vjp]:
+        """(value, vjp), computed by the body for the type of the first argument."""
         if not arguments:
             arguments, options = self._positional(options)
         kind = type(arguments[0])
@@ -136,6 +136,13 @@ def _kind(kind: type) -> Kind | None:
             _kinds[kind] = known
             _namespaces[kind] = known.namespace
     return known
+
+
+def _no_backends(kind: type) -> Kind | None:
+    return None
+
+
+_resolve_kind: Callable[[type], Kind | None] = _no_backends
 
 
 def register_kind(kind: type, known: Kind) -> None:

@@ -27,7 +27,7 @@ _ITEM_BYTES = {"float32": 4, "float64": 8}
 
 
 class Entry(NamedTuple):
-    """One parameter of a network: its name ("0.weight"), its number in the network, its specification, and where layers see it.
+    """One parameter of a network: its name ("0.weight"), its number, its specification, and where layers see it.
 
     `places` has one path for each occurrence: a layer that is used twice sees its parameters in two places.
     """

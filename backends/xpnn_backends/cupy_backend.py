@@ -65,7 +65,8 @@ class CupyBackend(Backend):
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
         # A Device object counts its own entries: a fresh one for each block can be used by any thread.
-        return cupy.cuda.Device(self.device.id)
+        block: contextlib.AbstractContextManager[Any] = cupy.cuda.Device(self.device.id)
+        return block
 
     def asarray(self, x: Any, dtype: str | None = None) -> Any:
         with self.context():

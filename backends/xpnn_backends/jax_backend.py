@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy
 import numpy as np
 
 from xpnn.backend import Backend
+from xpnn.dispatch import Body
 from xpnn.errors import BackendError
 from xpnn.random import mask_threshold
 from xpnn_backends import philox
@@ -37,7 +38,7 @@ class JaxBackend(Backend):
 
     name = "jax"
     blocked = True
-    overrides = {"random_mask": _random_mask}
+    overrides: ClassVar[Mapping[str, Body]] = {"random_mask": _random_mask}
 
     @classmethod
     def namespace(cls) -> Any:

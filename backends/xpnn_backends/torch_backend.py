@@ -44,7 +44,8 @@ class TorchBackend(Backend):
         return device
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.no_grad()
+        block: contextlib.AbstractContextManager[Any] = torch.no_grad()
+        return block
 
     def to_host(self, x: Any) -> Any:
         return x.detach().cpu().numpy()

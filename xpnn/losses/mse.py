@@ -11,7 +11,8 @@ class MSE(Loss):
     """Squared error; see `ops.mse` for what each reduction means.
 
     Args:
-        reduction: "mean" (gradient 2r/n), "sum" (squared norm), "half_sum" (half of it), "batch_mean", "half_batch_mean".
+        reduction: "mean" (gradient 2r/n), "sum" (squared norm), "half_sum" (half of it), "batch_mean" or
+            "half_batch_mean".
     """
 
     name = "mse"

@@ -143,8 +143,8 @@ def check_derivative(case: Case, backend: Backend, op: Op | None = None, toleran
             worst = max(worst, difference)
             if not difference <= tolerance:
                 raise CheckError(
-                    f"{case.id} on {backend.spec}: the derivative with respect to argument {position} is wrong: the vjp "
-                    f"gives {claimed:.10g} along a random direction, the difference quotient {quotient:.10g}"
+                    f"{case.id} on {backend.spec}: the derivative with respect to argument {position} is wrong: the "
+                    f"vjp gives {claimed:.10g} along a random direction, the difference quotient {quotient:.10g}"
                 )
     return worst
 

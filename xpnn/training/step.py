@@ -3,8 +3,8 @@
     step(state, batch) -> (state, loss)
 
 Nothing else changes, and nothing is read from the device. The backend decides how the step runs
-(`backend.compile(step)`): as it is, jitted, or captured as a graph. The memory of the state that goes in is donated: use
-the state that comes out.
+(`backend.compile(step)`): as it is, jitted, or captured as a graph. The memory of the state that goes in is donated:
+use the state that comes out.
 """
 
 from __future__ import annotations
