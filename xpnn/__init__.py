@@ -6,6 +6,7 @@ from xpnn import metrics as metrics
 from xpnn import numbers as numbers
 from xpnn import ops as ops
 from xpnn import optimizers as optimizers
+from xpnn import schedules as schedules
 from xpnn import testing as testing
 from xpnn.backend import Backend as Backend
 from xpnn.backend import available_backends as available_backends
@@ -16,5 +17,11 @@ from xpnn.layers import *
 from xpnn.losses import *
 from xpnn.network import Network as Network
 from xpnn.optimizers import *
+from xpnn.schedules import *
+from xpnn.training import Callback as Callback
+from xpnn.training import EarlyStopping as EarlyStopping
+from xpnn.training import History as History
+from xpnn.training import LambdaCallback as LambdaCallback
+from xpnn.training import ModelCheckpoint as ModelCheckpoint
 
 __version__ = "0.1.0"

@@ -15,10 +15,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,12 +39,14 @@ class Backend:
         blocked: True where arrays have no views: the parameter vector is then one block per parameter.
         one_device: True where arrays of this library can lie on one device only.
         overrides: op name -> faster body for this library's arrays.
+        array_packages: the top-level packages that define its array types.
     """
 
     name: ClassVar[str]
     blocked: ClassVar[bool] = False
     one_device: ClassVar[bool] = False
     overrides: ClassVar[Mapping[str, Body]] = {}
+    array_packages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, device_name: str = "") -> None:
         self.device_name = device_name
@@ -59,6 +61,16 @@ class Backend:
     def devices(cls) -> list[str]:
         """The device parts that a spec may have here."""
         return ["cpu"]
+
+    @classmethod
+    def describe_device(cls, name: str) -> str:
+        """What hides behind one of `devices()`, such as the name of a GPU; "" where the device part says it all."""
+        return ""
+
+    @classmethod
+    def device_label(cls, device: Any) -> str:
+        """The device part of a spec for a device object of the library."""
+        return str(device)
 
     @classmethod
     def namespace(cls) -> Any:
@@ -162,25 +174,40 @@ class _Entry(NamedTuple):
     target: str  # "module:class"
     library: str  # what must be importable
     install: str  # what to install when it is not
+    packages: tuple[str, ...]  # which top-level packages define its array types
 
 
 _BUILTIN: dict[str, _Entry] = {
-    "numpy": _Entry("xpnn_backends.numpy_backend:NumpyBackend", "numpy", "pip install numpy"),
-    "cupy": _Entry("xpnn_backends.cupy_backend:CupyBackend", "cupy", 'pip install "xpnn[cuda12]" (or cuda13)'),
-    "strict": _Entry("xpnn_backends.strict_backend:StrictBackend", "array_api_strict", "pip install array-api-strict"),
-    "torch": _Entry("xpnn_backends.torch_backend:TorchBackend", "torch", "pip install torch"),
-    "jax": _Entry("xpnn_backends.jax_backend:JaxBackend", "jax", "pip install jax"),
+    "numpy": _Entry("xpnn_backends.numpy_backend:NumpyBackend", "numpy", "pip install numpy", ("numpy",)),
+    "cupy": _Entry(
+        "xpnn_backends.cupy_backend:CupyBackend",
+        "cupy",
+        'pip install "xpnn[cuda12]", or "xpnn[cuda13]" for a driver of CUDA 13',
+        ("cupy",),
+    ),
+    "strict": _Entry(
+        "xpnn_backends.strict_backend:StrictBackend",
+        "array_api_strict",
+        "pip install array-api-strict",
+        ("array_api_strict",),
+    ),
+    "torch": _Entry("xpnn_backends.torch_backend:TorchBackend", "torch", "pip install torch", ("torch",)),
+    "jax": _Entry("xpnn_backends.jax_backend:JaxBackend", "jax", "pip install jax", ("jax", "jaxlib")),
 }
-_LIBRARY_OF_MODULE = {"jaxlib": "jax"}
 
 
 @cache
 def _registry() -> dict[str, _Entry]:
-    """The built-in backends, which work in a checkout that was never installed, and those of other packages."""
+    """The built-in backends, which work in a checkout that was never installed, and those of other packages.
+
+    Other packages may add names, and never replace a built-in one.
+    """
+    from importlib.metadata import entry_points  # takes longer to import than all of xpnn
+
     table = dict(_BUILTIN)
     for point in entry_points(group="xpnn.backends"):
         module = point.value.partition(":")[0].partition(".")[0]
-        table.setdefault(point.name, _Entry(point.value, module, f"pip install {module}"))
+        table.setdefault(point.name, _Entry(point.value, module, f"pip install {module}", ()))
     return table
 
 
@@ -193,18 +220,28 @@ def backend_names() -> list[str]:
 def _load(name: str) -> type[Backend] | str:
     """The class of a backend, or the reason why it cannot be used here."""
     entry = _registry()[name]
-    if find_spec(entry.library) is None:
-        return f"{entry.library} is not installed; {entry.install}"
-    module, _, attribute = entry.target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-        reason = found.probe()
+        if find_spec(entry.library) is None:
+            return f"{entry.library} is not installed; {entry.install}"
+        module, _, attribute = entry.target.partition(":")
+        with warnings.catch_warnings():
+            # A library that warns while it is imported is usable all the same, also under `python -W error`.
+            warnings.simplefilter("ignore")
+            found = getattr(importlib.import_module(module), attribute)
+            if not (isinstance(found, type) and issubclass(found, Backend) and found.name == name):
+                return f"{entry.target} is no xpnn.Backend class with name = {name!r}"
+            reason = found.probe()
     except Exception as error:  # a broken installation or plug-in is reported, whatever it raises
-        return f"{entry.library} does not load: {type(error).__name__}: {error}"
-    if reason is not None:
-        return str(reason)
-    backend_class: type[Backend] = found
-    return backend_class
+        return f"{entry.library} does not load: {one_line(error)}"
+    return found if reason is None else reason
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and message as one line of bounded length."""
+    message = " ".join(str(error).split())
+    if len(message) > 300:
+        message = f"{message[:300]}..."
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def why_not(name: str) -> str | None:
@@ -214,9 +251,57 @@ def why_not(name: str) -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
+def installed_version(name: str) -> str:
+    """The version of a backend's library as its package says it, or "-" where it is not installed."""
+    from importlib.metadata import packages_distributions, version
+
+    _check_name(name)
+    library = _registry()[name].library
+    found = set()
+    for distribution in packages_distributions().get(library, []):
+        label = "" if distribution.lower().replace("-", "_") == library.lower() else f"{distribution} "
+        found.add(f"{label}{version(distribution)}")
+    return ", ".join(sorted(found)) or "-"
+
+
 def available_backends() -> dict[str, str | None]:
     """Every known backend: name -> None if it is usable here, else the reason why not."""
     return {name: why_not(name) for name in _registry()}
+
+
+class BackendInfo(NamedTuple):
+    """One line of the table of backends.
+
+    Attributes:
+        name: the name in specs.
+        version: of the library, "-" where it is not installed.
+        reason: None if it is usable here, else why not and what mends it.
+        devices: the device parts that a spec may have, with what hides behind them: "0 (NVIDIA H200)".
+        overrides: the names of the ops that have a faster body here.
+    """
+
+    name: str
+    version: str
+    reason: str | None
+    devices: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def describe_backends() -> list[BackendInfo]:
+    """Every known backend, with all that a user wants to know of it. Imports the libraries that are installed."""
+    table = []
+    for name in _registry():
+        loaded = _load(name)
+        if isinstance(loaded, str):
+            table.append(BackendInfo(name, installed_version(name), loaded, (), ()))
+            continue
+        devices = []
+        for device in loaded.devices():
+            description = loaded.describe_device(device)
+            devices.append(f"{device} ({description})" if description else device)
+        overrides = tuple(sorted(loaded.overrides))
+        table.append(BackendInfo(name, installed_version(name), None, tuple(devices), overrides))
+    return table
 
 
 def _check_name(name: str) -> None:
@@ -252,16 +337,18 @@ def get_backend(spec: str | Backend | None = None) -> Backend:
         raise BackendError(f'a backend is named by a string such as "numpy" or "cupy:1", not by {spec!r}')
     name, _, device_name = spec.partition(":")
     if name == "auto":
+        if device_name:
+            raise BackendError(f'spec {spec!r}: "auto" chooses the device itself; name the backend, as in "cupy:1"')
         name = "cupy" if why_not("cupy") is None else "numpy"
     _check_name(name)
     return _bound(name, device_name)
 
 
-def set_backend(spec: str | Backend) -> Backend:
-    """Set the backend that networks of this process use when they name none."""
+def set_backend(spec: str | Backend | None) -> Backend:
+    """Set the backend that networks of this process use when they name none; None takes the choice back."""
     global _process
-    _process = get_backend(spec)
-    return _process
+    _process = None if spec is None else get_backend(spec)
+    return get_backend()
 
 
 @contextlib.contextmanager
@@ -282,17 +369,24 @@ def host() -> Backend:
 
 def _kind_of_type(kind: type) -> Kind | None:
     """Which backend's arrays a type is of: by the package that defines it."""
+    if not hasattr(kind, "shape"):
+        return None
     package = kind.__module__.partition(".")[0]
-    package = _LIBRARY_OF_MODULE.get(package, package)
     for name, entry in _registry().items():
-        if package == entry.library and (name in _BUILTIN or hasattr(kind, "shape")):
+        if package in entry.packages or (name not in _BUILTIN and package in _packages_of_plugin(name)):
             loaded = _load(name)
             if isinstance(loaded, str):
                 return None
-            if not hasattr(kind, "shape"):
-                return None
-            return Kind(name, loaded.namespace(), loaded.device_of, loaded.one_device, dict(loaded.overrides))
+            overrides = dict(loaded.overrides)
+            return Kind(
+                name, loaded.namespace(), loaded.device_of, loaded.one_device, overrides, loaded.device_label
+            )
     return None
+
+
+def _packages_of_plugin(name: str) -> tuple[str, ...]:
+    loaded = _load(name)
+    return () if isinstance(loaded, str) else loaded.array_packages
 
 
 dispatch.set_kind_resolver(_kind_of_type)

@@ -7,6 +7,9 @@ that alone follow `repr`, equality, and the description that a model file carrie
 from __future__ import annotations
 
 import inspect
+import math
+import operator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from xpnn.errors import ConfigError
@@ -17,10 +20,13 @@ class Configurable:
 
     _classes: ClassVar[dict[str, type[Configurable]]] = {}
 
+    def __init__(self) -> None:
+        pass
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not cls.__name__.startswith("_"):
-            Configurable._classes[cls.__name__] = cls
+            Configurable._classes[class_name(cls)] = cls
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """The positional and keyword arguments that build an equal object."""
@@ -57,20 +63,41 @@ class Configurable:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def class_name(cls: type[Configurable]) -> str:
+    """The name of a class in model files: "xpnn.layers.Dense" for one of xpnn's, "Dense" for one of yours.
+
+    So a class of yours may have the name of one of xpnn's, and an initializer that of a schedule.
+    """
+    package = cls.__module__.split(".")[:2]
+    return ".".join((*package, cls.__name__)) if package[0] == "xpnn" else cls.__name__
+
+
 def encode(value: Any) -> Any:
-    """`value` as JSON data. Raises ConfigError for what has no description (a function, an array)."""
+    """`value` as JSON data. Raises ConfigError for what has no description (a function, an array).
+
+    An object that occurs twice is described once; later places refer to it by its number, so that layers which share
+    their parameters still do when they are built again.
+    """
+    return _encode(value, {})
+
+
+def _encode(value: Any, seen: dict[int, tuple[int, Configurable]]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
+        return [_encode(item, seen) for item in value]
     if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+        return {"dict": [[_encode(key, seen), _encode(item, seen)] for key, item in value.items()]}
     if isinstance(value, Configurable):
+        if id(value) in seen:
+            return {"same": seen[id(value)][0]}
+        # The object is kept as well: were it freed, another one could get its id.
+        seen[id(value)] = (len(seen), value)
         positional, keyword = value.arguments()
         return {
-            "class": type(value).__name__,
-            "positional": [encode(item) for item in positional],
-            "keyword": {name: encode(item) for name, item in keyword.items()},
+            "class": class_name(type(value)),
+            "positional": [_encode(item, seen) for item in positional],
+            "keyword": {name: _encode(item, seen) for name, item in keyword.items()},
         }
     raise ConfigError(
         f"{value!r} cannot be written into a model file: only numbers, strings, lists and xpnn objects can. "
@@ -80,21 +107,29 @@ def encode(value: Any) -> Any:
 
 def decode(data: Any, custom: dict[str, type[Configurable]] | None = None) -> Any:
     """What `encode` wrote, built again; classes are looked up in `custom`, then among all that are imported."""
+    return _decode(data, {**Configurable._classes, **(custom or {})}, [])
+
+
+def _decode(data: Any, known: dict[str, type[Configurable]], built: list[Any]) -> Any:
     if isinstance(data, list):
-        return tuple(decode(item, custom) for item in data)
+        return tuple(_decode(item, known, built) for item in data)
     if isinstance(data, dict) and "dict" in data:
-        return {decode(key, custom): decode(item, custom) for key, item in data["dict"]}
+        return {_decode(key, known, built): _decode(item, known, built) for key, item in data["dict"]}
+    if isinstance(data, dict) and "same" in data:
+        return built[data["same"]]
     if isinstance(data, dict):
         name = data["class"]
-        known = {**Configurable._classes, **(custom or {})}
         if name not in known:
             raise ConfigError(
                 f"the file names a class {name!r} that xpnn does not know; import the module that defines it, "
                 f"or pass it: Network.load(path, custom=[{name}])"
             )
-        positional = [decode(item, custom) for item in data["positional"]]
-        keyword = {key: decode(item, custom) for key, item in data["keyword"].items()}
-        return known[name](*positional, **keyword)
+        number = len(built)
+        built.append(None)  # numbers are given from the outside in, as `encode` does
+        positional = [_decode(item, known, built) for item in data["positional"]]
+        keyword = {key: _decode(item, known, built) for key, item in data["keyword"].items()}
+        built[number] = known[name](*positional, **keyword)
+        return built[number]
     return data
 
 
@@ -107,3 +142,25 @@ def by_name(kind: str, value: Any, table: dict[str, Any], base: type) -> Any:
             return table[value]()
         raise ConfigError(f"{kind}={value!r} is unknown; known names: {', '.join(sorted(table))}")
     raise ConfigError(f"{kind}={value!r} is a {type(value).__name__}; give a name or an xpnn.{base.__name__} object")
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> int:
+    """`value` as an int. Raises ConfigError if it is no integer, or smaller than `minimum`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < minimum:
+        raise ConfigError(f"{name}={value!r} makes no sense; give an integer of at least {minimum}")
+    return number
+
+
+def check_number(name: str, value: Any, wanted: str, accept: Callable[[float], bool]) -> float:
+    """`value` as a float. Raises ConfigError, which says what is `wanted`, unless it is a number and is accepted."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, (bool, str)) or not accept(number):
+        raise ConfigError(f"{name}={value!r} makes no sense; give {wanted}")
+    return number

@@ -4,7 +4,8 @@ An op is a pure function that returns its value and its vjp (vector-Jacobian pro
 under its name as the *generic body*: array-API code that runs on every backend. A backend may hold a faster body
 under the same name; the generic one stays the contract that it is tested against.
 
-A call costs one dict look-up on the type of its first argument; `namespace(x)` costs the same.
+The first argument's type decides the body. A call costs one dict look-up on the types of all its arguments, so that
+arrays of two libraries that meet in it are noticed at no further cost; `namespace(x)` costs a look-up too.
 """
 
 from __future__ import annotations
@@ -24,19 +25,28 @@ Body = Callable[..., tuple[Any, Vjp]]
 
 
 class Kind(NamedTuple):
-    """What is known of one array type."""
+    """What is known of one array type.
+
+    Attributes:
+        backend: the name of its backend; "" for Python numbers.
+        namespace: its array-API namespace.
+        device_of: array -> device object, None where the array has none yet (inside jit).
+        one_device: True if all arrays of this type lie on one device.
+        overrides: op name -> faster body for this type.
+        label_of: device object -> the device part of a spec.
+    """
 
     backend: str
     namespace: Any
     device_of: Callable[[Array], Any]
     one_device: bool
     overrides: dict[str, Body]
+    label_of: Callable[[Any], str] = str
 
 
 _NOT_ARRAYS = frozenset({type(None), bool, int, float, str, tuple, list, dict})
 _kinds: dict[type, Kind] = {}
 _namespaces: dict[type, Any] = {}
-_compatible: set[tuple[type, type]] = set()
 _overrides_active = True
 
 OPS: dict[str, Op] = {}
@@ -52,34 +62,41 @@ class Op:
     def __init__(self, generic: Body) -> None:
         self.name = generic.__name__
         self.generic = generic
-        self.bodies: dict[type, Body] = {}
+        self.bodies: dict[tuple[type, ...], Body] = {}
         self.signature = inspect.signature(generic)
+        parameters = self.signature.parameters.values()
+        self._keyword_only = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self.__name__ = generic.__name__
         self.__doc__ = generic.__doc__
         self.__wrapped__ = generic
 
     def __call__(self, *arguments: Any, **options: Any) -> tuple[Any, Vjp]:
         """(value, vjp), computed by the body for the type of the first argument."""
-        if not arguments:
-            arguments, options = self._positional(options)
-        kind = type(arguments[0])
+        if not arguments or (options and not options.keys() <= self._keyword_only):
+            # The checks below see positional arguments: an array that was given by name becomes one.
+            arguments, options = self._positional(arguments, options)
+        kinds = tuple(map(type, arguments))
         try:
-            body = self.bodies[kind]
+            body = self.bodies[kinds]
         except KeyError:
-            body = self._find(kind)
-        for argument in arguments:
-            if type(argument) is not kind and (kind, type(argument)) not in _compatible:
-                _refuse_mixture(self, arguments)
+            body = self._find(arguments, kinds)
         return body(*arguments, **options)
 
-    def _positional(self, options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        first = next(iter(self.signature.parameters))
-        if first not in options:
-            raise TypeError(f"ops.{self.name}{self.signature} was called without {first!r}")
-        bound = self.signature.bind(**options)
+    def _positional(
+        self, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same arguments, with all that can be positional in its position."""
+        try:
+            bound = self.signature.bind(*arguments, **options)
+        except TypeError as error:
+            raise TypeError(f"ops.{self.name}{self.signature}: {error}") from None
+        if not bound.args:
+            raise TypeError(f"ops.{self.name}{self.signature} was called without an array")
         return bound.args, bound.kwargs
 
-    def _find(self, kind: type) -> Body:
+    def _find(self, arguments: tuple[Any, ...], kinds: tuple[type, ...]) -> Body:
+        """The body for arguments of these types, remembered once they are known to go together."""
+        kind = kinds[0]
         known = _kind(kind)
         if known is None:
             first = next(iter(self.signature.parameters))
@@ -90,7 +107,8 @@ class Op:
         body = known.overrides.get(self.name, self.generic) if _overrides_active else self.generic
         if not known.one_device:
             body = _device_checked(self, body)
-        self.bodies[kind] = body
+        _refuse_mixture(self, arguments)
+        self.bodies[kinds] = body
         return body
 
     def __repr__(self) -> str:
@@ -177,6 +195,8 @@ def without_overrides() -> Iterator[None]:
 
 
 def _device_checked(registered: Op, body: Body) -> Body:
+    """`body` behind a check that all arrays lie on one device, for libraries whose arrays can lie on several."""
+
     def checked(*arguments: Any, **options: Any) -> tuple[Any, Vjp]:
         first = device(arguments[0])
         for argument in arguments[1:]:
@@ -189,18 +209,28 @@ def _device_checked(registered: Op, body: Body) -> Body:
 
 def _refuse_mixture(registered: Op, arguments: tuple[Any, ...]) -> None:
     """Raise DeviceError if the arguments lie with two libraries or on two devices."""
-    names = list(registered.signature.parameters)
-    places: list[tuple[str, str]] = []
+    places: list[tuple[str, str, str]] = []  # argument, library, device
     for position, argument in enumerate(arguments):
         known = _kind(type(argument))
         if known is not None and known.backend:
-            place = known.backend if known.one_device else f"{known.backend} ({known.device_of(argument)})"
-            places.append((names[min(position, len(names) - 1)], place))
-    for name, place in places[1:]:
-        if place != places[0][1]:
+            where = None if known.one_device else known.device_of(argument)
+            label = "" if where is None else known.label_of(where)
+            places.append((_argument_name(registered, position), known.backend, label))
+    for name, library, label in places[1:]:
+        first, first_library, first_label = places[0]
+        # No label is no device of its own: inside jit an array lies wherever the compiler puts it.
+        if library != first_library or (label and first_label and label != first_label):
+            here, there = (":".join(filter(None, place)) for place in ((first_library, first_label), (library, label)))
             raise DeviceError(
-                f"ops.{registered.name}: {places[0][0]!r} lies on {places[0][1]}, {name!r} on {place}; move one of "
-                f'them: xpnn.get_backend("{places[0][1].split()[0]}").asarray(...), or net.to(...) for a network'
+                f"ops.{registered.name}: {first!r} lies on {here}, {name!r} on {there}. Move one of them, as in "
+                f'xpnn.get_backend("{here}").asarray(xpnn.get_backend("{there}").to_host({name})), '
+                "or a network with net.to(...)"
             )
-    for argument in arguments[1:]:
-        _compatible.add((type(arguments[0]), type(argument)))
+
+
+def _argument_name(registered: Op, position: int) -> str:
+    parameters = list(registered.signature.parameters.values())
+    parameter = parameters[min(position, len(parameters) - 1)]
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return f"{parameter.name}[{position - parameters.index(parameter)}]"
+    return parameter.name

@@ -50,3 +50,7 @@ class ShapeError(XpnnError, ValueError):
             return self.message
         where = f"layer {'.'.join(self.path)} " if self.path else "layer "
         return f"{where}{self.layer!r}: {self.message}"
+
+
+class TrainingError(XpnnError, ArithmeticError):
+    """The training diverged: the loss is no number any more."""

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from xpnn import dispatch
 from xpnn.backend import Backend, get_backend
-from xpnn.config import by_name
+from xpnn.config import Configurable, by_name, encode
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers import Layer, Run, Sequential
-from xpnn.losses import LOSSES, Loss
+from xpnn.losses import LOSSES, Loss, check_output
+from xpnn.metrics import Metric, metrics_from
+from xpnn.optimizers import OPTIMIZERS, Optimizer
 from xpnn.parameters import Layout, Vector, collect
 from xpnn.random import check_seed
-from xpnn.training.data import as_inputs, enter
+from xpnn.training.callbacks import Callback
+from xpnn.training.data import as_inputs, check_batch_size, check_indices, enter, enter_data
+from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit
+from xpnn.training.history import History
+from xpnn.training.move import move_slots
+from xpnn.training.state import TrainingState
+from xpnn.training.step import Batch, State, Step, gather_rows, make_evaluation_step, make_step
+from xpnn.training.summary import summary
+from xpnn.training.totals import Totals
+
+Weights = tuple[Layout, Vector, dict[str, Array]]
 
 
 class Network:
@@ -30,6 +45,12 @@ class Network:
         dtype: "float32" or "float64"; of the parameters and of everything computed from them.
         seed: decides the initial weights, the order of the data and the dropout masks, on every backend alike.
         input_shape: the shape of one input sample, without the batch.
+
+    Attributes:
+        root: the layers, as one Sequential.
+        training: what is needed to resume the last training (a `TrainingState`); None before the first one.
+        input_shape: the shape of an input sample; None while it is not known.
+        output_shape: the shape of an output sample.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -52,10 +73,13 @@ class Network:
         self.backend.dtype(dtype)
         self.dtype = dtype
         self.seed = check_seed(seed)
+        self.training: TrainingState | None = None
         self.input_shape: tuple[int, ...] | None = None
+        self.output_shape: tuple[int, ...] = ()
         self._layout: Layout | None = None
         self._theta: Vector = ()
         self._buffers: dict[str, Array] = {}
+        self._compiled: dict[str, tuple[Any, Step]] = {}
         shape = self.root.input_shape if input_shape is None else input_shape
         if shape is not None:
             self.build(shape)
@@ -67,6 +91,7 @@ class Network:
         self._layout = Layout(collect(self.root, tree), self.dtype, self.backend.blocked)
         self._theta, self._buffers = self._layout.initialize(self.seed, self.backend)
         self.input_shape = shape
+        self.training = None
 
     @property
     def layout(self) -> Layout:
@@ -83,57 +108,371 @@ class Network:
         """Name ("0.weight") -> a copy of that parameter, in the order of the layers."""
         return _Parameters(self)
 
-    def predict(self, x: Any, batch_size: int = 1024) -> Any:
-        """The network's output for samples x: (samples, *output_shape), the kind of array that x is."""
-        inputs, mine = self._enter_inputs(x)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        loss: str | Loss | None = None,
+        optimizer: str | Optimizer | None = None,
+        epochs: int = 1,
+        batch_size: int | None = 32,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        metrics: Iterable[str | Metric] | None = None,
+        shuffle: bool = True,
+        verbose: Any = "auto",
+        callbacks: Iterable[Callback] = (),
+        sample_weight: Any = None,
+        resume: bool = False,
+    ) -> History:
+        """Train the network.
+
+        Each epoch goes once through the data, in batches; the last batch of an epoch may be smaller. The order of the
+        data is a function of the network's seed and the number of the epoch. Ctrl-C ends the training after the
+        running step and returns the history so far; the network keeps the weights of that step.
+
+        Args:
+            X: (samples, *input_shape): a host array, list or data frame, or an array of the network's backend.
+            y: (samples, ...): what the loss wants, for example integer labels.
+            loss: a name such as "mse", or an xpnn.Loss.
+            optimizer: a name such as "adam", or an xpnn.Optimizer.
+            epochs: how often to go through the data.
+            batch_size: samples per step; 1 is stochastic descent, None takes all samples in each step.
+            validation_data: (X, y) or (X, y, sample_weight), evaluated after each epoch.
+            validation_split: or else the share of the samples to hold out for that, picked at random by the seed.
+            metrics: names such as "accuracy", or xpnn.metrics.Metric objects.
+            shuffle: False takes the samples in their order.
+            verbose: "auto" or 1 shows a bar on a terminal and lines elsewhere, 2 lines, 0 nothing.
+            callbacks: xpnn.Callback objects.
+            sample_weight: (samples,): how much each sample counts.
+            resume: True continues the training before, also one from a model file: with the optimizer's memory, the
+                step and the epoch number. Loss, optimizer and metrics that are not given are taken from there.
+
+        Returns:
+            The history: loss and metrics of each epoch, the loss as the mean over its batches while they were trained.
+
+        Raises:
+            ConfigError: an argument makes no sense, alone or with the others.
+            DataError: the data cannot be used: wrong length, no samples, NaN, labels out of range.
+            ShapeError: the samples do not fit the network.
+            DeviceError: the data lie with another library or on another device.
+            TrainingError: the loss became infinite or NaN.
+        """
+        return fit(
+            self,
+            X,
+            y,
+            loss=loss,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            metrics=metrics,
+            shuffle=shuffle,
+            verbose=verbose,
+            callbacks=callbacks,
+            sample_weight=sample_weight,
+            resume=resume,
+        )
+
+    def evaluate(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        loss: str | Loss | None = None,
+        metrics: Iterable[str | Metric] | None = None,
+        batch_size: int | None = EVALUATION_BATCH,
+        sample_weight: Any = None,
+    ) -> dict[str, Any]:
+        """Loss and metrics on a data set, as numbers; dropout is off.
+
+        Args:
+            X: (samples, *input_shape).
+            y: (samples, ...).
+            loss: without it, that of the last training.
+            metrics: without them, those of the last training.
+            batch_size: how many samples are taken at once; the result does not depend on it, but for rounding.
+            sample_weight: (samples,) or None.
+
+        Returns:
+            {"loss": ..., and each metric by its name}.
+
+        Raises:
+            ConfigError: no loss is given, and there was no training; or an argument makes no sense.
+            DataError, ShapeError, DeviceError: as in `fit`.
+        """
+        return evaluate(self, X, y, loss=loss, metrics=metrics, batch_size=batch_size, sample_weight=sample_weight)
+
+    def predict(self, X: Any, batch_size: int | None = EVALUATION_BATCH) -> Any:
+        """The network's output for samples X: (samples, *output_shape), the kind of array that X is.
+
+        A list or data frame gives a NumPy array. No samples give an empty array. Dropout is off.
+        """
+        size = check_batch_size(batch_size)
+        inputs, mine = self._enter_inputs(X)
         samples = inputs.shape[0]
-        xp = self.backend.xp
+        size = size or max(samples, 1)
         with self.backend.context():
             tree = self.layout.tree(self._theta, self._buffers)
             pieces = []
-            for start in range(0, max(samples, 1), batch_size):
-                rows = inputs[start : min(start + batch_size, samples), ...]
+            for start in range(0, max(samples, 1), size):
+                rows = inputs[start : min(start + size, samples), ...] if samples > size else inputs
                 pieces.append(self.root.forward(rows, tree, Run())[0])
-            output = pieces[0] if len(pieces) == 1 else xp.concat(pieces)
+            output = pieces[0] if len(pieces) == 1 else self.backend.xp.concat(pieces)
         return output if mine else self.backend.to_host(output)
 
     def loss_and_gradients(
-        self, x: Any, y: Any, loss: str | Loss = "mse", sample_weight: Any = None
+        self, X: Any, y: Any, loss: str | Loss | None = None, sample_weight: Any = None
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss on one batch, as a 0-d array, and its gradient with respect to each parameter, by name.
+        """The loss on one batch, as a 0-d array, and its gradient with respect to each trained parameter, by name.
 
-        Dropout is off. Nothing is changed.
+        Dropout is off. Nothing is changed. Without `loss`, that of the last training is taken.
         """
-        criterion: Loss = by_name("loss", loss, LOSSES, Loss)
-        inputs, _ = self._enter_inputs(x)
-        target = criterion.prepare(enter("y", y, self.backend, self.dtype), self.output_shape, self.backend, self.dtype)
-        weight = None if sample_weight is None else enter("sample_weight", sample_weight, self.backend, self.dtype)
+        if loss is None and self.training is None:
+            raise ConfigError('loss_and_gradients does not know the loss: give loss="mse", say')
+        criterion: Loss = by_name("loss", self.training.loss if loss is None and self.training else loss, LOSSES, Loss)
+        data = enter_data(self, X, y, criterion, sample_weight)
+        self.check_loss(criterion)
         with self.backend.context():
             tree = self.layout.tree(self._theta, self._buffers)
-            prediction, backward = self.root.forward(inputs, tree, Run(input_gradient=False))
-            value, vjp = criterion(prediction, target, weight)
+            prediction, backward = self.root.forward(data.inputs, tree, Run(input_gradient=False))
+            value, vjp = criterion(prediction, data.target, data.weight)
             _, gradients = backward(vjp(1.0)[0])
             return self.backend.xp.asarray(value), self.layout.gather(gradients)
 
-    def fit(self, x: Any, y: Any, **options: Any) -> Any:
-        """Placeholder until training/fit.py."""
-        from xpnn.training.fit import fit
+    def set_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Set all parameters, from host arrays or arrays of the network's backend, by name as in `parameters`.
 
-        return fit(self, x, y, **options)
+        Raises ConfigError that lists every name that is missing, unexpected, or has an array of a wrong shape.
+        """
+        wanted = {entry.name: entry.parameter.shape for entry in self.layout.entries}
+        faults = [f"{name} is missing" for name in wanted if name not in parameters]
+        faults += [f"{name} is unexpected" for name in parameters if name not in wanted]
+        arrays = {}
+        for name, value in parameters.items():
+            if name not in wanted:
+                continue
+            array = self.backend.asarray(value, self.dtype)
+            if tuple(array.shape) != wanted[name]:
+                faults.append(f"{name} has shape {tuple(array.shape)}, wants {wanted[name]}")
+            arrays[name] = array
+        if faults:
+            raise ConfigError(f"the parameters do not fit the network: {'; '.join(faults)}")
+        with self.backend.context():
+            self._theta = tuple(self.backend.copy(block) for block in self.layout.join(arrays))
+            self._buffers = {name: self.backend.copy(arrays[name]) for name in self._buffers}
 
-    def _enter_inputs(self, x: Any) -> tuple[Array, bool]:
+    def summary(self) -> None:
+        """Print a table of the layers: path, layer, shape of an output sample, number of parameters."""
+        print(summary(self))
+
+    def to(self, backend: str | Backend) -> Network:
+        """Move the network, with the state of its training, to another backend or device; returns the network.
+
+        Raises BackendError if that backend is unknown, not usable here, or lacks the network's dtype.
+        """
+        target = get_backend(backend)
+        target.dtype(self.dtype)
+        if target is not self.backend:
+            self._lay_out(target, self._layout.frozen if self._layout else frozenset())
+        return self
+
+    def freeze(self, *names: str) -> Network:
+        """Exclude parameters from training; returns the network.
+
+        Args:
+            names: of parameters ("0.weight") or layers ("0", "1.branches.0"; all parameters inside).
+
+        Raises:
+            ConfigError: no parameter has such a name.
+            ShapeError: the network does not know its input shape yet, so it has no parameters.
+        """
+        self._lay_out(self.backend, self.layout.frozen | self._named(names))
+        return self
+
+    def unfreeze(self, *names: str) -> Network:
+        """Train parameters again, named as in `freeze`; without names, all of them. Returns the network."""
+        thawed = self._named(names) if names else self.layout.frozen
+        self._lay_out(self.backend, self.layout.frozen - thawed)
+        return self
+
+    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the network, with the state of its training, to a safetensors file; see `xpnn.saving.save`."""
+        from xpnn.saving import save
+
+        save(self, path, metadata)
+
+    @staticmethod
+    def load(
+        path: str | os.PathLike[str],
+        backend: str | Backend | None = None,
+        custom: Iterable[type[Configurable]] = (),
+    ) -> Network:
+        """The network in a file that `save` wrote, on this backend or another; see `xpnn.saving.load`."""
+        from xpnn.saving import load
+
+        return load(path, backend, custom)
+
+    def step(self, loss: str | Loss, optimizer: str | Optimizer, metrics: Iterable[str | Metric] = ()) -> Step:
+        """The compiled training step, for a loop of your own: step(state, batch) -> (state, loss).
+
+        >>> step, state = net.step("mse", xpnn.SGD(0.1)), net.initial_state(xpnn.SGD(0.1))
+        >>> state, loss = step(state, net.prepare(X, y, "mse"))
+        >>> net.set_state(state)
+
+        The state that goes in is donated: its arrays must not be used again.
+        """
+        criterion = by_name("loss", loss, LOSSES, Loss)
+        self.check_loss(criterion)
+        chosen = by_name("optimizer", optimizer, OPTIMIZERS, Optimizer)
+        resolved = tuple(metric.resolve(criterion, self.output_shape) for metric in metrics_from(metrics))
+        return self.backend.compile(make_step(self.root, self.layout, criterion, chosen, resolved))
+
+    def initial_state(
+        self, optimizer: str | Optimizer, loss: str | Loss = "mse", metrics: Iterable[str | Metric] = ()
+    ) -> State:
+        """The state before the first step: a copy of the parameters, and fresh slots of the optimizer.
+
+        The loss matters only beside metrics: it decides how they read the outputs.
+        """
+        chosen: Optimizer = by_name("optimizer", optimizer, OPTIMIZERS, Optimizer)
+        criterion = by_name("loss", loss, LOSSES, Loss)
+        resolved = tuple(metric.resolve(criterion, self.output_shape) for metric in metrics_from(metrics))
+        totals = Totals(self.backend, resolved, self.output_shape).zero()
+        with self.backend.context():
+            theta = tuple(self.backend.copy(block) for block in self._theta)
+            slots = chosen.initial_slots(theta, self.layout)
+        return State(theta, slots, dict(self._buffers), 0, self.seed, totals)
+
+    def prepare(self, X: Any, y: Any, loss: str | Loss, sample_weight: Any = None) -> Batch:
+        """A batch for `step`: checked, on the network's device, the targets as the loss wants them."""
+        return tuple(enter_data(self, X, y, by_name("loss", loss, LOSSES, Loss), sample_weight))
+
+    def set_state(self, state: State) -> None:
+        """Take the parameters from a state that `step` returned."""
+        self._theta = tuple(self.backend.copy(block) for block in state.theta)
+
+    def use_averaged_weights(self) -> Network:
+        """Replace the weights by their average over the last training (an optimizer with `ema=`); returns the network.
+
+        Do it after the training: one that is resumed would go on from the average.
+
+        Raises ConfigError if there is no average.
+        """
+        if self.training is None:
+            raise ConfigError("the network was not trained yet, so there is no average of its weights")
+        averaged = self.training.optimizer.averaged(self.training.slots)
+        self._theta = tuple(self.backend.copy(block) for block in averaged)
+        return self
+
+    def check_loss(self, loss: Loss) -> None:
+        """Raise ConfigError if the loss cannot take what the last layer gives; the message says what to write."""
+        check_output(loss, self.root.output_kind)
+
+    def copy_weights(self) -> Weights:
+        """A copy of all parameters that stays on the device, for `restore_weights`."""
+        copy = self.backend.copy
+        return self.layout, tuple(copy(block) for block in self._theta), dict(self._buffers)
+
+    def restore_weights(self, weights: Weights) -> None:
+        """Take back what `copy_weights` returned. Raises ConfigError if the network was laid out anew since."""
+        layout, theta, buffers = weights
+        if layout is not self._layout:
+            raise ConfigError("these weights are of another network, or of before it was moved, frozen or unfrozen")
+        self._theta = tuple(self.backend.copy(block) for block in theta)
+        self._buffers = dict(buffers)
+
+    def compiled_fit_step(self, loss: Loss, optimizer: Optimizer, metrics: Iterable[Metric]) -> Step:
+        """The compiled step of `fit`, which picks the rows of its batch itself; compiled again only after a change."""
+        resolved = tuple(metric.resolve(loss, self.output_shape) for metric in metrics)
+        step = gather_rows(make_step(self.root, self.layout, loss, optimizer, resolved))
+        return self._compile("fit", (self.root, loss, optimizer, tuple(metrics)), step)
+
+    def compiled_evaluation_step(self, loss: Loss, metrics: Iterable[Metric]) -> Step:
+        """The compiled step of `evaluate`."""
+        resolved = tuple(metric.resolve(loss, self.output_shape) for metric in metrics)
+        step = make_evaluation_step(self.root, self.layout, loss, resolved)
+        return self._compile("evaluate", (self.root, loss, tuple(metrics)), step)
+
+    def _compile(self, use: str, settings: tuple[Any, ...], step: Step) -> Step:
+        """The compiled step; one from before, if everything that it was compiled from is the same."""
+        try:
+            described = json.dumps(encode(settings))
+        except (ConfigError, TypeError, ValueError):
+            # A setting without a description (a function, an array) may have changed unseen.
+            return self.backend.compile(step)
+        key = (self.backend, self.layout, dispatch._overrides_active, described)
+        known = self._compiled.get(use)
+        if known is None or known[0] != key:
+            known = self._compiled[use] = (key, self.backend.compile(step))
+        return known[1]
+
+    def _named(self, names: Iterable[str]) -> frozenset[str]:
+        """The parameters that `names` stand for, each a parameter's name or the path of a layer."""
+        found: set[str] = set()
+        for name in names:
+            places = {
+                entry.name: [entry.name, *(".".join(place) for place in entry.places)] for entry in self.layout.entries
+            }
+            matching = {
+                parameter
+                for parameter, paths in places.items()
+                if any(path == name or path.startswith(f"{name}.") for path in paths)
+            }
+            if not matching:
+                raise ConfigError(
+                    f"no parameter is called {name!r} or lies in a layer of that path; known: "
+                    f"{', '.join(self.parameters)}"
+                )
+            found |= matching
+        return frozenset(found)
+
+    def _lay_out(self, backend: Backend, frozen: frozenset[str]) -> None:
+        """Move everything to a new layout, a new backend, or both; arrays travel by the host."""
+        old, source = self._layout, self.backend
+        if old is None:
+            self.backend = backend
+            return
+        if old.frozen == frozen and backend is source:
+            return
+        arrays = {name: source.to_host(value) for name, value in self.parameters.items()}
+        layout = Layout(old.structure, self.dtype, backend.blocked, frozen)
+        theta, buffers = layout.place(arrays, backend)
+        training = self.training
+        if training is not None:
+            slots = move_slots(training.optimizer, training.slots, old, source, theta, layout, backend)
+            training = training._replace(slots=slots)
+        self.backend, self._layout, self._theta, self._buffers, self.training = (
+            backend,
+            layout,
+            theta,
+            buffers,
+            training,
+        )
+        self._compiled = {}
+
+    def _enter_inputs(self, x: Any, name: str = "X") -> tuple[Array, bool]:
         """x on the device in the right dtype, its shape checked, and whether it came from this backend."""
-        array = enter("X", x, self.backend, self.dtype)
+        kind = self.root.input_kind
+        array = enter(name, x, self.backend, self.dtype, "int64" if kind == "index" else self.dtype)
         shape = tuple(array.shape[1:])
         if self.input_shape is None:
             self.build(shape)
+        elif tuple(array.shape) == (0,):
+            array = self.backend.xp.reshape(array, (0, *self.input_shape))
         elif shape != self.input_shape:
             raise ShapeError(
-                f"X has shape {tuple(array.shape)}: samples of shape {shape}; the network was built for samples of "
-                f"shape {self.input_shape}"
+                f"{name} has shape {tuple(array.shape)}: samples of shape {shape}; the network was built for samples "
+                f"of shape {self.input_shape}"
             )
-        mine = self.backend.owns(x)
-        return as_inputs(array, self.root.input_kind, self.backend, self.dtype), mine
+        with self.backend.context():
+            inputs = as_inputs(array, kind, self.backend, self.dtype)
+        if kind == "index" and self.root.index_limit is not None:
+            check_indices(inputs, self.root.index_limit, self.backend)
+        return inputs, self.backend.owns(x)
 
     def __repr__(self) -> str:
         layers = ", ".join(repr(layer) for layer in self.root.layers)

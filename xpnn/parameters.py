@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from xpnn.backend import Backend, host
-from xpnn.dispatch import Array, device, namespace
+from xpnn.dispatch import Array, namespace
 from xpnn.errors import ShapeError
 from xpnn.initializers import Draw
 from xpnn.layers.layer import Layer, Parameter, Tree
+from xpnn.ops.pack import pack
 
 Vector = tuple[Array, ...]
 
@@ -38,8 +39,18 @@ class Entry(NamedTuple):
     places: tuple[tuple[str, ...], ...]
 
 
-def collect(root: Layer, tree: Tree) -> list[Entry]:
-    """Every parameter below `root`, in the order of the layers; shared layers count once."""
+class Structure(NamedTuple):
+    """The parameters of a network, and the nested dicts (as the layers' `build` gave them) in which layers see them."""
+
+    entries: tuple[Entry, ...]
+    tree: Tree
+
+
+def collect(root: Layer, tree: Tree) -> Structure:
+    """Every parameter below `root`, in the order of the layers; shared layers count once.
+
+    Raises ShapeError if a layer is used twice with inputs for which it would need different parameters.
+    """
     entries: dict[str, Entry] = {}
     first_path: dict[int, tuple[str, ...]] = {}
 
@@ -67,21 +78,22 @@ def collect(root: Layer, tree: Tree) -> list[Entry]:
             walk(child, node[key], (*path, key))
 
     walk(root, tree, ())
-    return list(entries.values())
+    return Structure(tuple(entries.values()), tree)
 
 
 class Layout:
     """Where each trainable parameter lies in theta.
 
     Args:
-        entries: all parameters of the network.
+        structure: all parameters of the network, from `collect`.
         dtype: "float32" or "float64".
         blocked: True for one block per parameter.
         frozen: names that are not trained; they live beside theta, in the state's buffers.
     """
 
-    def __init__(self, entries: Iterable[Entry], dtype: str, blocked: bool, frozen: Iterable[str] = ()) -> None:
-        self.entries = tuple(entries)
+    def __init__(self, structure: Structure, dtype: str, blocked: bool, frozen: Iterable[str] = ()) -> None:
+        self.structure = structure
+        self.entries = structure.entries
         self.dtype = dtype
         self.blocked = blocked
         self.frozen = frozenset(frozen)
@@ -94,6 +106,10 @@ class Layout:
             self.spans[entry.name] = (start, stop)
             start = -(-stop // unit) * unit
         self.size = start
+        self.starts = tuple(start for start, _ in self.spans.values())
+        # Most networks are one level deep with nothing shared: their gradients are found by two look-ups.
+        simple = all(len(entry.places) == 1 and len(entry.places[0]) == 2 for entry in self.trained)
+        self._flat_places = [entry.places[0] for entry in self.trained] if simple else None
         self._cached: tuple[Any, Tree] | None = None
         self._constants: dict[tuple[float, ...], Vector] = {}
 
@@ -104,23 +120,15 @@ class Layout:
 
     def join(self, arrays: Mapping[str, Array]) -> Vector:
         """A vector from one array per trained parameter."""
-        values = [arrays[entry.name] for entry in self.trained]
+        return self._join([arrays[entry.name] for entry in self.trained])
+
+    def _join(self, values: list[Array]) -> Vector:
         if self.blocked:
             return tuple(values)
         if not values:
             return ()
-        xp = namespace(values[0])
-        pieces: list[Array] = []
-        position = 0
-        for entry, value in zip(self.trained, values, strict=True):
-            start, stop = self.spans[entry.name]
-            if start > position:
-                pieces.append(xp.zeros((start - position,), dtype=value.dtype, device=device(value)))
-            pieces.append(xp.reshape(value, (stop - start,)))
-            position = stop
-        if self.size > position:
-            pieces.append(xp.zeros((self.size - position,), dtype=values[0].dtype, device=device(values[0])))
-        return (xp.concat(pieces) if len(pieces) > 1 else pieces[0],)
+        packed, _ = pack(*values, starts=self.starts, size=self.size)
+        return (packed,)
 
     def split(self, vector: Vector) -> dict[str, Array]:
         """Name -> the parameter's part of a vector (a view where the library has views)."""
@@ -163,13 +171,8 @@ class Layout:
         if cached is not None and theta and cached[0] is theta[0] and not buffers:
             return cached[1]
         arrays = {**self.split(theta), **buffers}
-        tree: Tree = {}
-        for entry in self.entries:
-            for place in entry.places:
-                node = tree
-                for key in place[:-1]:
-                    node = node.setdefault(key, {})
-                node[place[-1]] = arrays[entry.name]
+        at_place = {place: arrays[entry.name] for entry in self.entries for place in entry.places}
+        tree = _fill(self.structure.tree, (), at_place)
         if theta and not self.blocked and not buffers:
             # A step that works in place gets the same theta again and again: its views are still right.
             self._cached = (theta[0], tree)
@@ -177,7 +180,16 @@ class Layout:
 
     def gather(self, gradients: Tree) -> dict[str, Array]:
         """Nested gradients by name; those of a shared layer are added up."""
-        found: dict[str, Array] = {}
+        return dict(zip(self.names, self._gather(gradients), strict=True))
+
+    def gradient_vector(self, gradients: Tree) -> Vector:
+        """Nested gradients as one vector; those of a shared layer are added up."""
+        return self._join(self._gather(gradients))
+
+    def _gather(self, gradients: Tree) -> list[Array]:
+        if self._flat_places is not None:
+            return [gradients[layer][name] for layer, name in self._flat_places]
+        found = []
         for entry in self.trained:
             total = None
             for place in entry.places:
@@ -185,7 +197,7 @@ class Layout:
                 for key in place:
                     node = node[key]
                 total = node if total is None else total + node
-            found[entry.name] = total
+            found.append(total)
         return found
 
     def initialize(self, seed: int, backend: Backend) -> tuple[Vector, dict[str, Array]]:
@@ -202,3 +214,11 @@ class Layout:
         theta = tuple(backend.asarray(block, self.dtype) for block in self.join(arrays))
         buffers = {name: backend.asarray(arrays[name], self.dtype) for name in sorted(self.frozen)}
         return theta, buffers
+
+
+def _fill(structure: Tree, path: tuple[str, ...], at_place: Mapping[tuple[str, ...], Array]) -> Tree:
+    """The nested dicts of `structure`, with arrays in the places of the parameters."""
+    return {
+        key: at_place[(*path, key)] if isinstance(item, Parameter) else _fill(item, (*path, key), at_place)
+        for key, item in structure.items()
+    }

@@ -30,7 +30,7 @@ class RandomKey(NamedTuple):
 
 
 def stream(purpose: int, index: int = 0) -> int:
-    """The stream number of draw number `index` for a purpose."""
+    """The stream number of draw number `index` (below 2**32) for a purpose."""
     return (purpose << 32) | index
 
 
@@ -46,8 +46,8 @@ def check_seed(seed: Any) -> int:
 
 
 def mask_threshold(rate: float) -> int:
-    """The 16-bit integer t with P(random 16 bits < t) nearest to `rate`."""
-    return round(rate * 65536)
+    """The 16-bit integer t with P(random 16 bits < t) = t / 65536 nearest to `rate`, which is less than 1."""
+    return min(round(rate * 65536), 65535)
 
 
 def uniform(seed: int, stream: int, step: int, shape: tuple[int, ...]) -> Array:

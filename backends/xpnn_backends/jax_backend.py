@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy
+import jax.scipy.special
 import numpy as np
 
 from xpnn.backend import Backend
 from xpnn.dispatch import Body
 from xpnn.errors import BackendError
+from xpnn.ops.embedding import check_scatter
 from xpnn.random import mask_threshold
 from xpnn_backends import philox
 
@@ -33,12 +37,45 @@ def _random_mask(x: Any, key: Any, rate: float) -> tuple[Any, Any]:
     return jax.numpy.asarray(on_host(key.step), device=JaxBackend.device_of(x)), vjp
 
 
+def _scatter_add(values: Any, indices: Any, length: int) -> tuple[Any, Any]:
+    check_scatter(values, indices)
+    features = values.shape[-1]
+    rows = jax.numpy.reshape(values, (indices.size, features))
+    zeros = jax.numpy.zeros((length, features), dtype=values.dtype, device=JaxBackend.device_of(values))
+    total = zeros.at[jax.numpy.ravel(indices)].add(rows)
+
+    def vjp(dy: Any) -> tuple[Any, None]:
+        return jax.numpy.take(dy, indices, axis=0), None
+
+    return total, vjp
+
+
+def _erf(x: Any) -> tuple[Any, Any]:
+    def vjp(dy: Any) -> tuple[Any]:
+        return (dy * (jax.numpy.exp(-x * x) * (2.0 / math.sqrt(math.pi))),)
+
+    return jax.scipy.special.erf(x), vjp
+
+
+def _normal_cdf(x: Any) -> tuple[Any, Any]:
+    def vjp(dy: Any) -> tuple[Any]:
+        return (dy * (jax.numpy.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))),)
+
+    return jax.scipy.special.ndtr(x), vjp
+
+
 class JaxBackend(Backend):
     """JAX; the training step is compiled by `jax.jit`."""
 
     name = "jax"
+    array_packages = ("jax", "jaxlib")
     blocked = True
-    overrides: ClassVar[Mapping[str, Body]] = {"random_mask": _random_mask}
+    overrides: ClassVar[Mapping[str, Body]] = {
+        "erf": _erf,
+        "normal_cdf": _normal_cdf,
+        "random_mask": _random_mask,
+        "scatter_add": _scatter_add,
+    }
 
     @classmethod
     def namespace(cls) -> Any:
@@ -53,12 +90,22 @@ class JaxBackend(Backend):
         # Inside jit an array has no device yet: None leaves the choice to the compiler.
         return None if isinstance(x, jax.core.Tracer) else x.device
 
+    @classmethod
+    def device_label(cls, device: Any) -> str:
+        return f"{device.platform}:{device.id}" if hasattr(device, "platform") else str(device)
+
+    @classmethod
+    def describe_device(cls, name: str) -> str:
+        platform, _, index = name.partition(":")
+        kind = str(next(d for d in jax.devices(platform) if d.id == int(index)).device_kind)
+        return "" if kind == platform else kind
+
     def parse_device(self, name: str) -> Any:
         if not name:
             return None
         platform, _, index = name.partition(":")
         try:
-            return jax.devices(platform)[int(index or 0)]
+            return jax.devices(platform.lower())[int(index or 0)]
         except (RuntimeError, ValueError, IndexError):
             raise BackendError(f"backend 'jax' has no device {name!r}; it has: {', '.join(self.devices())}") from None
 
@@ -74,6 +121,13 @@ class JaxBackend(Backend):
 
     def enable_float64(self) -> None:
         jax.config.update("jax_enable_x64", True)
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        # On GPUs and TPUs, JAX would otherwise round the factors of float32 products to fewer bits.
+        if jax.default_backend() == "cpu":
+            return contextlib.nullcontext()
+        block: contextlib.AbstractContextManager[Any] = jax.default_matmul_precision("float32")
+        return block
 
     def to_host(self, x: Any) -> Any:
         return np.asarray(x)

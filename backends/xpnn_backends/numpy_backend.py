@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xpnn.backend import Backend
-from xpnn_backends import philox
+from xpnn.dispatch import Body
+from xpnn_backends import numpy_bodies, philox
 
 
 class NumpyBackend(Backend):
     """NumPy on the CPU. "numpy:readonly" makes arrays that refuse to be written to, for tests."""
 
     name = "numpy"
+    array_packages = ("numpy",)
     one_device = True
+    overrides: ClassVar[Mapping[str, Body]] = numpy_bodies.BODIES
 
     @classmethod
     def namespace(cls) -> Any:
@@ -27,6 +31,10 @@ class NumpyBackend(Backend):
     @classmethod
     def devices(cls) -> list[str]:
         return ["cpu", "readonly"]
+
+    @classmethod
+    def describe_device(cls, name: str) -> str:
+        return "arrays that refuse to be written to, for tests" if name == "readonly" else ""
 
     def parse_device(self, name: str) -> Any:
         return None if name == "readonly" else super().parse_device(name)

@@ -27,6 +27,7 @@ class StrictBackend(Backend):
     """array-api-strict on one of its pretended devices."""
 
     name = "strict"
+    array_packages = ("array_api_strict",)
 
     @classmethod
     def namespace(cls) -> Any:
@@ -35,6 +36,16 @@ class StrictBackend(Backend):
     @classmethod
     def devices(cls) -> list[str]:
         return ["CPU_DEVICE", "device1", "no_float64"]
+
+    @classmethod
+    def describe_device(cls, name: str) -> str:
+        return {"device1": "a pretended accelerator", "no_float64": "a pretended accelerator without float64"}.get(
+            name, ""
+        )
+
+    @classmethod
+    def device_label(cls, device: Any) -> str:
+        return str(device._device)
 
     def parse_device(self, name: str) -> Any:
         name = "CPU_DEVICE" if name in ("", "cpu") else name

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import array_api_compat.torch
 import torch
 
 from xpnn.backend import Backend
+from xpnn.dispatch import Body
 from xpnn.errors import BackendError
+from xpnn.ops.embedding import check_scatter
 
 
 def _erf(x: Any) -> tuple[Any, Any]:
     def vjp(dy: Any) -> tuple[Any]:
-        return (dy * (2.0 / torch.pi**0.5) * torch.exp(-x * x),)
+        return (dy * (torch.exp(-x * x) * (2.0 / math.sqrt(math.pi))),)
 
     return torch.special.erf(x), vjp
+
+
+def _normal_cdf(x: Any) -> tuple[Any, Any]:
+    def vjp(dy: Any) -> tuple[Any]:
+        return (dy * (torch.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))),)
+
+    # torch.special.ndtr cancels for negative x: in float32, ndtr(-6) is 0.
+    return 0.5 * torch.special.erfc(x * -math.sqrt(0.5)), vjp
+
+
+def _scatter_add(values: Any, indices: Any, length: int) -> tuple[Any, Any]:
+    check_scatter(values, indices)
+    features = values.shape[-1]
+    rows = values.reshape((indices.numel(), features))
+    total = torch.zeros((length, features), dtype=values.dtype, device=values.device)
+
+    def vjp(dy: Any) -> tuple[Any, None]:
+        return dy[indices], None
+
+    return total.index_add_(0, indices.flatten(), rows), vjp
 
 
 class TorchBackend(Backend):
     """PyTorch tensors, without its autograd."""
 
     name = "torch"
+    array_packages = ("torch",)
+    overrides: ClassVar[Mapping[str, Body]] = {
+        "erf": _erf,
+        "normal_cdf": _normal_cdf,
+        "scatter_add": _scatter_add,
+    }
 
     @classmethod
     def namespace(cls) -> Any:
@@ -46,6 +76,14 @@ class TorchBackend(Backend):
     def context(self) -> contextlib.AbstractContextManager[Any]:
         block: contextlib.AbstractContextManager[Any] = torch.no_grad()
         return block
+
+    @classmethod
+    def describe_device(cls, name: str) -> str:
+        return str(torch.cuda.get_device_name(name)) if name.startswith("cuda") else ""
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Any:
+        # xpnn has its own derivatives: a tensor that asks for autograd's is taken without them.
+        return super().asarray(x.detach() if isinstance(x, torch.Tensor) else x, dtype)
 
     def to_host(self, x: Any) -> Any:
         return x.detach().cpu().numpy()

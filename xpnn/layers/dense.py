@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from xpnn import ops
+from xpnn.config import by_name, check_integer
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
-from xpnn.initializers import GlorotUniform, Initializer, Zeros
+from xpnn.initializers import INITIALIZERS, Initializer
 from xpnn.layers.layer import Backward, Layer, Parameter, Run, Shape, Tree
 
 
@@ -17,11 +18,12 @@ class Dense(Layer):
     Args:
         sizes: units, or in and units.
         bias: False leaves b out.
-        weight_initializer: for W of shape (in, units); Glorot uniform by default.
+        weight_initializer: for W of shape (in, units), an object or a name such as "he_normal"; Glorot uniform by
+            default.
         bias_initializer: for b of shape (units,); zeros by default.
 
     Raises:
-        ConfigError: a size is no positive integer.
+        ConfigError: a size is no positive integer, or an initializer is unknown.
         ShapeError: (when built) the last axis of the input has another length than `in`.
     """
 
@@ -29,17 +31,17 @@ class Dense(Layer):
         self,
         *sizes: int,
         bias: bool = True,
-        weight_initializer: Initializer | None = None,
-        bias_initializer: Initializer | None = None,
+        weight_initializer: Initializer | str = "glorot_uniform",
+        bias_initializer: Initializer | str = "zeros",
     ) -> None:
-        if len(sizes) not in (1, 2) or not all(type(size) is int and size > 0 for size in sizes):
-            raise ConfigError(
-                f"Dense{sizes} is not understood; write Dense(units) or Dense(inputs, units) with positive integers"
-            )
-        self.sizes = sizes
-        self.bias = bias
+        if len(sizes) not in (1, 2):
+            raise ConfigError(f"Dense{sizes} is not understood; write Dense(units) or Dense(inputs, units)")
+        self.sizes = tuple(check_integer("a size of Dense", size) for size in sizes)
+        self.bias = bool(bias)
         self.weight_initializer = weight_initializer
         self.bias_initializer = bias_initializer
+        self._weight: Initializer = by_name("weight_initializer", weight_initializer, INITIALIZERS, Initializer)
+        self._bias: Initializer = by_name("bias_initializer", bias_initializer, INITIALIZERS, Initializer)
 
     @property
     def input_shape(self) -> Shape | None:
@@ -56,9 +58,9 @@ class Dense(Layer):
                 f"write Dense({features}, {units}) or Dense({units}), or give other data",
                 self,
             )
-        parameters: Tree = {"weight": Parameter((features, units), self.weight_initializer or GlorotUniform())}
+        parameters: Tree = {"weight": Parameter((features, units), self._weight)}
         if self.bias:
-            parameters["bias"] = Parameter((units,), self.bias_initializer or Zeros())
+            parameters["bias"] = Parameter((units,), self._bias)
         return (*input_shape[:-1], units), parameters
 
     def forward(self, x: Array, parameters: Tree, run: Run, activation: str | None = None) -> tuple[Array, Backward]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from xpnn.config import Configurable
 from xpnn.dispatch import Array
-from xpnn.errors import ShapeError
+from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import Initializer
 from xpnn.random import DROPOUT, RandomKey, stream
 
@@ -65,7 +65,8 @@ class Layer(Configurable):
 
     Attributes:
         children: the layers inside this one by name; {} for most.
-        output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, else "any".
+        output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, "sigmoid" where each output
+            is a probability of its own, else "any".
         input_kind: "float"; "index" for a layer that looks its input up in a table; "any" if it takes both.
     """
 
@@ -95,3 +96,16 @@ class Layer(Configurable):
     def input_shape(self) -> Shape | None:
         """The shape of an input sample if the layer's settings fix it, else None."""
         return None
+
+    @property
+    def index_limit(self) -> int | None:
+        """For a layer with `input_kind` "index": its input must lie in [0, index_limit). None for others."""
+        return None
+
+
+def as_layer(position: str, value: Any) -> Layer:
+    """`value` if it is a layer. Raises ConfigError for anything else."""
+    if isinstance(value, Layer):
+        return value
+    hint = f"; write {value.__name__}(...)" if isinstance(value, type) and issubclass(value, Layer) else ""
+    raise ConfigError(f"{position} is {value!r}, which is no xpnn.Layer{hint}")

@@ -8,7 +8,8 @@ from xpnn.dispatch import Array
 from xpnn.errors import ConfigError
 from xpnn.layers.activation import Activation
 from xpnn.layers.dense import Dense
-from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
+from xpnn.layers.dropout import Dropout
+from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, as_layer
 
 
 class Sequential(Layer):
@@ -17,29 +18,28 @@ class Sequential(Layer):
     A Dense layer and a simple activation behind it run as one fused op; names and results stay the same.
 
     Args:
-        layers: the layers, or one list of them; none at all is the identity.
+        layers: the layers, or one list of them; none at all is the identity. A list among them stands for a
+            Sequential of its own.
 
     Raises:
-        ConfigError: an argument is no layer.
+        ConfigError: an argument is no layer, or a layer that looks indices up does not come first.
     """
 
-    def __init__(self, *layers: Layer) -> None:
+    def __init__(self, *layers: Layer | list[Any] | tuple[Any, ...]) -> None:
+        given: Any = layers
         if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
-            layers = tuple(layers[0])
-        for position, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                hint = f"; write {layer.__name__}(...)" if isinstance(layer, type) else ""
-                raise ConfigError(f"layer {position} is {layer!r}, which is no xpnn.Layer{hint}")
-        self.layers = layers
-        self.children = {str(position): layer for position, layer in enumerate(layers)}
-        self._plan = _fuse(layers)
+            given = layers[0]
+        self.layers = tuple(as_sequence(f"layer {position}", layer) for position, layer in enumerate(given))
+        self.children = {str(position): layer for position, layer in enumerate(self.layers)}
+        self._plan = _fuse(self.layers)
+        _check_kinds(self.layers)
 
     @property
     def input_shape(self) -> Shape | None:
         for layer in self.layers:
             if layer.input_shape is not None:
                 return layer.input_shape
-            if not isinstance(layer, Activation):
+            if not isinstance(layer, (Activation, Dropout)):  # these keep the shape, whatever it is
                 return None
         return None
 
@@ -50,7 +50,12 @@ class Sequential(Layer):
     @property
     def input_kind(self) -> str:  # type: ignore[override]
         kinds = (layer.input_kind for layer in self.layers)
-        return next((kind for kind in kinds if kind != "any"), "float")
+        return next((kind for kind in kinds if kind != "any"), "any")
+
+    @property
+    def index_limit(self) -> int | None:
+        # The layers before the first one that is particular about its input pass indices on as they are.
+        return next((layer.index_limit for layer in self.layers if layer.input_kind != "any"), None)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
         shape = input_shape
@@ -69,6 +74,7 @@ class Sequential(Layer):
                 x, backward = layer.forward(x, parameters[name], here)
             else:
                 x, backward = layer.forward(x, parameters[name], here, activation)  # type: ignore[call-arg]
+            # Before the first layer with parameters there is nothing that a gradient would be needed for.
             if gradient_wanted or parameters[name]:
                 gradient_wanted = True
                 backwards.append((name, backward))
@@ -76,10 +82,30 @@ class Sequential(Layer):
         def chain(dy: Any) -> tuple[Any, Tree]:
             gradients: Tree = {}
             for name, backward in reversed(backwards):
+                if dy is None:  # a layer that looks up indices ends the chain: indices have no gradient
+                    break
                 dy, gradients[name] = backward(dy)
-            return dy, gradients
+            return (dy if run.input_gradient else None), gradients
 
         return x, chain
+
+
+def as_sequence(position: str, value: Any) -> Layer:
+    """A layer as it is, a list of layers as a Sequential. Raises ConfigError for anything else."""
+    return Sequential(*value) if isinstance(value, (list, tuple)) else as_layer(position, value)
+
+
+def _check_kinds(layers: tuple[Layer, ...]) -> None:
+    """Raise ConfigError if a layer that looks indices up would get what another layer has computed."""
+    before: Layer | None = None
+    for position, layer in enumerate(layers):
+        if layer.input_kind == "index" and before is not None:
+            raise ConfigError(
+                f"layer {position}, {layer!r}, looks up indices, but {before!r} before it computes floating-point "
+                "numbers; it must come first"
+            )
+        if layer.input_kind != "any":
+            before = layer
 
 
 def _fuse(layers: tuple[Layer, ...]) -> list[tuple[str, Layer, str | None]]:

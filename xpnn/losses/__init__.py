@@ -1,8 +1,45 @@
 """Every loss, and the names by which `fit` takes them."""
 
+from xpnn.losses.absolute_error import MAE, Huber
+from xpnn.losses.binary_cross_entropy import BinaryCrossEntropy, BinaryCrossEntropyFromProbabilities
+from xpnn.losses.cosine_distance import CosineDistance
+from xpnn.losses.cross_entropy import NLL, CrossEntropy, CrossEntropyFromProbabilities
+from xpnn.losses.hinge import CategoricalHinge, Hinge
+from xpnn.losses.kl_divergence import KLDivergence
 from xpnn.losses.loss import Loss
+from xpnn.losses.loss import check_output as check_output
 from xpnn.losses.mse import MSE
 
-LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in (MSE,)}
+_ALL: tuple[type[Loss], ...] = (
+    MSE,
+    MAE,
+    Huber,
+    CrossEntropy,
+    CrossEntropyFromProbabilities,
+    BinaryCrossEntropy,
+    BinaryCrossEntropyFromProbabilities,
+    NLL,
+    KLDivergence,
+    Hinge,
+    CategoricalHinge,
+    CosineDistance,
+)
 
-__all__ = ["LOSSES", "MSE", "Loss"]
+LOSSES: dict[str, type[Loss]] = {loss.name: loss for loss in _ALL}
+
+__all__ = [
+    "LOSSES",
+    "MAE",
+    "MSE",
+    "NLL",
+    "BinaryCrossEntropy",
+    "BinaryCrossEntropyFromProbabilities",
+    "CategoricalHinge",
+    "CosineDistance",
+    "CrossEntropy",
+    "CrossEntropyFromProbabilities",
+    "Hinge",
+    "Huber",
+    "KLDivergence",
+    "Loss",
+]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from xpnn.backend import Backend
 from xpnn.config import Configurable
-from xpnn.dispatch import Array, Vjp
-from xpnn.errors import DataError
+from xpnn.dispatch import Array, Vjp, namespace
+from xpnn.errors import ConfigError
+from xpnn.losses.targets import same_shape
+from xpnn.ops.reduction import REDUCTIONS
 
 
 class Loss(Configurable):
@@ -18,10 +21,12 @@ class Loss(Configurable):
 
     Attributes:
         expects: what the network's output must be: "logits", "probabilities", "log_probabilities", or "any".
+        instead: what to write where the output is of a kind that the loss cannot take: kind -> advice.
         averages: True if the loss of a data set is the mean over its samples, False if it is the sum.
     """
 
     expects: ClassVar[str] = "any"
+    instead: ClassVar[Mapping[str, str]] = {}
     name: ClassVar[str]
 
     @property
@@ -31,6 +36,8 @@ class Loss(Configurable):
     def prepare(self, targets: Array, output_shape: tuple[int, ...], backend: Backend, dtype: str) -> Array:
         """The targets in the shape and dtype that `__call__` wants; called once for a whole data set.
 
+        This may wait for the device: it reads whether the targets are right.
+
         Args:
             targets: (samples, ...), an array of the backend.
             output_shape: the shape of one sample of the network's output.
@@ -38,33 +45,61 @@ class Loss(Configurable):
             dtype: the network's dtype.
 
         Raises:
-            DataError: the targets do not fit the output.
+            DataError: the targets do not fit the output, or hold values that the loss has no meaning for.
+            ConfigError: the loss does not fit the network.
         """
         return same_shape(type(self).__name__, targets, output_shape, backend, dtype)
 
     def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
         """(loss as a 0-d array, vjp) with vjp(1.0)[0] the gradient with respect to the prediction."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(self, prediction, target, weight=None)")
 
-    def total_weight(self, target: Array, weight: Array | None) -> Any:
-        """What this batch's loss counts for in the loss of a whole data set: the sum of its weights."""
+    def total_weight(self, target: Array, weight: Array | None, like: Array | None = None) -> Any:
+        """What this batch's loss counts for in the loss of a whole data set: the sum of its weights.
+
+        The losses of batches, times their total weights, summed and divided by the sum of the total weights, are the
+        loss of the data set. If the loss does not average (`averages` is False), the losses of batches just add up.
+
+        Args:
+            target: the batch's targets, through `prepare`.
+            weight: the batch's sample weights, or None.
+            like: an array of the network's dtype, such as the loss's value; the result takes its dtype. Without it,
+                the dtype of `weight`, else float32.
+
+        Returns:
+            A Python number, or a 0-d array on the device.
+        """
         if not self.averages:
             return 1.0
         if weight is None:
             return float(target.shape[0])
-        from xpnn.dispatch import namespace
-
         return namespace(weight).sum(weight)
 
 
-def same_shape(name: str, targets: Array, output_shape: tuple[int, ...], backend: Backend, dtype: str) -> Array:
-    """Targets of the output's shape and dtype; a missing or extra axis of length 1 is mended."""
-    wanted = (targets.shape[0], *output_shape)
-    if targets.shape != wanted:
-        if [n for n in targets.shape[1:] if n != 1] != [n for n in output_shape if n != 1]:
-            raise DataError(
-                f"loss {name} compares targets and outputs element by element: y has shape {tuple(targets.shape)}, the "
-                f"network gives {wanted}; give y that shape, or end the network in a layer of another size"
-            )
-        targets = backend.xp.reshape(targets, wanted)
-    return backend.xp.astype(targets, backend.dtype(dtype))
+def check_reduction(reduction: str) -> str:
+    """`reduction` itself. Raises ConfigError if it is none that is known."""
+    if reduction not in REDUCTIONS:
+        raise ConfigError(f"reduction={reduction!r} is unknown; known: {', '.join(REDUCTIONS)}")
+    return reduction
+
+
+def check_output(loss: Loss, output_kind: str) -> None:
+    """Check that a loss can take what a network's last layer gives.
+
+    Args:
+        loss: the loss.
+        output_kind: of the last layer: "any" (logits, or values of no special kind), "probabilities",
+            "log_probabilities", or "sigmoid" (a probability of its own for each output).
+
+    Raises:
+        ConfigError: it cannot; the message says what to write instead.
+    """
+    advice = loss.instead.get(output_kind)
+    if advice is None:
+        return
+    described = {"sigmoid": "probabilities (of a sigmoid)", "log_probabilities": "log-probabilities"}
+    wanted = described.get(loss.expects, loss.expects)
+    given = described.get(output_kind, output_kind)
+    raise ConfigError(
+        f"loss {type(loss).__name__} wants {wanted}, and the network's last layer gives {given}; write {advice}"
+    )

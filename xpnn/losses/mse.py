@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xpnn import ops
 from xpnn.dispatch import Array, Vjp
-from xpnn.losses.loss import Loss
+from xpnn.losses.loss import Loss, check_reduction
 
 
 class MSE(Loss):
@@ -18,7 +18,7 @@ class MSE(Loss):
     name = "mse"
 
     def __init__(self, reduction: str = "mean") -> None:
-        self.reduction = reduction
+        self.reduction = check_reduction(reduction)
 
     def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
         return ops.mse(prediction, target, weight, reduction=self.reduction)

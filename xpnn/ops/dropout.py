@@ -24,11 +24,11 @@ def dropout(x: Array, key: RandomKey, rate: float) -> tuple[Array, Vjp]:
     """
     xp = namespace(x)
     mask, _ = random_mask(x, key, rate)
-    scale = 1.0 / (1.0 - mask_threshold(rate) / 65536.0)
+    scale = 65536.0 / (65536 - mask_threshold(rate))
     zero = xp.zeros_like(x)
-    y = xp.where(mask, x * scale, zero)
+    y = xp.where(mask, x, zero) * scale
 
     def vjp(dy: Array) -> tuple[Array]:
-        return (xp.where(mask, dy * scale, zero),)
+        return (xp.where(mask, dy, zero) * scale,)
 
     return y, vjp

@@ -6,8 +6,8 @@ from typing import Any
 
 from xpnn.dispatch import OPS, Array, Vjp, namespace, op
 
-FUSABLE = ("relu", "sigmoid", "tanh")
-"""Activations that `linear` takes as its `activation`."""
+FUSABLE = ("gelu", "relu", "sigmoid", "silu", "tanh")
+"""Activations that `linear` takes as its `activation`, with their default settings."""
 
 
 @op
@@ -28,7 +28,7 @@ def linear(
         x: (..., in).
         weight: (in, out).
         bias: (out,), or None.
-        activation: "relu", "sigmoid", "tanh" or None.
+        activation: a name in FUSABLE, or None.
         input_gradient: False if dx is not needed: the vjp then returns None in its place.
 
     Returns:

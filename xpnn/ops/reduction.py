@@ -10,19 +10,26 @@ from xpnn.errors import ConfigError
 REDUCTIONS = ("mean", "sum", "half_sum", "batch_mean", "half_batch_mean")
 
 
-def reduce_loss(xp: Any, losses: Array, weight: Array | None, reduction: str) -> tuple[Array, Any]:
+def reduce_loss(
+    xp: Any, losses: Array, weight: Array | None, reduction: str, counts: Array | None = None
+) -> tuple[Array, Any]:
     """The reduced loss, and its derivative with respect to `losses` (a number, or an array that broadcasts).
 
     With l_ij the losses of sample i, w_i its weight (1 if None) and k the number of elements of a sample:
     "mean" = sum w_i l_ij / (k sum w_i); "sum" = sum w_i l_ij; "half_sum" = 1/2 of it;
     "batch_mean" = sum w_i l_ij / (sum w_i); "half_batch_mean" = 1/2 of it.
-    With no sample, or with weights that are all 0, the loss is 0.
+    Where elements count differently (c_ij, `counts`), "mean" = sum w_i l_ij / (sum w_i c_ij).
+    With no sample, or with weights or counts that are all 0, the loss is 0.
 
     Args:
         xp: the namespace.
         losses: (batch, ...).
         weight: (batch,) or None.
         reduction: one of the five names above.
+        counts: of the shape of `losses`, or None; `losses` are taken as multiplied by it already.
+
+    Raises:
+        ConfigError: the reduction is unknown.
     """
     if reduction not in REDUCTIONS:
         raise ConfigError(f"reduction={reduction!r} is unknown; known: {', '.join(REDUCTIONS)}")
@@ -32,12 +39,29 @@ def reduce_loss(xp: Any, losses: Array, weight: Array | None, reduction: str) ->
         for length in losses.shape[1:]:
             elements *= length
         elements = max(elements, 1)
-    if weight is None:
+    else:
+        counts = None
+    if weight is None and counts is None:
         if reduction.endswith("mean"):
             scale = scale / (max(losses.shape[0], 1) * elements)
         return xp.sum(losses) * scale, scale
-    factor = xp.reshape(weight, (weight.shape[0],) + (1,) * (losses.ndim - 1)) * scale
-    if reduction.endswith("mean"):
-        total = xp.sum(weight)
-        factor = factor / (xp.where(total > 0, total, xp.ones_like(total)) * float(elements))
+    if weight is None:
+        factor = 1.0 / _nonzero(xp, xp.sum(counts))
+        return xp.sum(losses) * factor, factor
+    by_sample = xp.reshape(weight, (weight.shape[0],) + (1,) * (losses.ndim - 1))
+    factor = by_sample * scale
+    if counts is not None:
+        factor = factor / _nonzero(xp, xp.sum(counts * by_sample))
+    elif reduction.endswith("mean"):
+        factor = factor / (_nonzero(xp, xp.sum(weight)) * float(elements))
     return xp.sum(losses * factor), factor
+
+
+def across_classes(xp: Any, factor: Any) -> Any:
+    """The derivative that `reduce_loss` gave for losses (batch, ...), made to broadcast to (batch, ..., classes)."""
+    return xp.expand_dims(factor, axis=-1) if getattr(factor, "ndim", 0) > 0 else factor
+
+
+def _nonzero(xp: Any, total: Array) -> Array:
+    """`total` where it is positive, else 1: a sum of losses that are all 0 is then divided by 1, not by 0."""
+    return xp.where(total > 0, total, xp.ones_like(total))

@@ -45,7 +45,7 @@ def run(
     values = value if isinstance(value, tuple) else (value,)
     wanted = (backend.dtype(dtype), backend.xp.bool)
     for index, part in enumerate(values):
-        _check_array(f"{case.id}: value {index}", part, backend, None)
+        check_array(f"{case.id}: value {index}", part, backend, None)
         if not any(part.dtype == known for known in wanted):
             raise CheckError(f"{case.id}: value {index} has dtype {part.dtype}; the arguments are {dtype}")
     gradients: tuple[Any, ...] = ()
@@ -54,16 +54,19 @@ def run(
             backend.asarray(_cotangent(part.shape, cotangent_seed + index, exact), dtype)
             for index, part in enumerate(values)
         )
+        kept = [backend.to_host(cotangent).copy() for cotangent in cotangents]
         with backend.context(), backend.discipline():
             gradients = vjp(cotangents if isinstance(value, tuple) else cotangents[0])
+        if not all(same_bits(backend.to_host(c), k) for c, k in zip(cotangents, kept, strict=True)):
+            raise CheckError(f"{case.id}: the vjp modified the cotangent that it was given")
         arrays = [a for a in on_device if backend.owns(a)]
         if len(gradients) < len(arrays):
             raise CheckError(f"{case.id}: the vjp gave {len(gradients)} gradients for {len(arrays)} array arguments")
         for index, (array, gradient) in enumerate(zip(arrays, gradients, strict=False)):
             if gradient is not None:
-                _check_array(f"{case.id}: gradient {index}", gradient, backend, array)
+                check_array(f"{case.id}: gradient {index}", gradient, backend, array)
     for position, (argument, copy) in enumerate(zip(on_device, before, strict=True)):
-        if backend.owns(argument) and not _same_bits(backend.to_host(argument), copy):
+        if backend.owns(argument) and not same_bits(backend.to_host(argument), copy):
             raise CheckError(f"{case.id}: argument {position} was modified")
     return Outcome(
         tuple(backend.to_host(part) for part in values),
@@ -78,7 +81,7 @@ def check_exact(case: Case, backend: Backend, dtype: str, op: Op | None = None) 
     want = run(case, host(), "float64", arguments, exact=True)
     for label, mine, reference in _pairs(got, want):
         xp = host().xp
-        if not _same_bits(xp.astype(mine, xp.float64), xp.astype(reference, xp.float64)):
+        if not same_bits(xp.astype(mine, xp.float64), xp.astype(reference, xp.float64)):
             raise CheckError(
                 f"{case.id} on {backend.spec}, {dtype}: {label} differs from NumPy's exact result by "
                 f"{xp.max(xp.abs(mine - reference))}"
@@ -167,6 +170,8 @@ def relative_error(got: Array, want: Array) -> float:
 
 def _pairs(got: Outcome, want: Outcome) -> list[tuple[str, Any, Any]]:
     pairs = [(f"value {i}", a, b) for i, (a, b) in enumerate(zip(got.values, want.values, strict=True))]
+    if len(got.gradients) != len(want.gradients):
+        raise CheckError(f"the vjp gave {len(got.gradients)} gradients; {len(want.gradients)} were wanted")
     for index, (mine, reference) in enumerate(zip(got.gradients, want.gradients, strict=True)):
         if (mine is None) != (reference is None):
             raise CheckError(f"gradient {index} is None on one side only")
@@ -194,12 +199,14 @@ def _cotangent(shape: tuple[int, ...], seed: int, exact: bool) -> Array:
     return xp.round(values * 4.0) / 2.0 if exact else values
 
 
-def _same_bits(a: Array, b: Array) -> bool:
+def same_bits(a: Array, b: Array) -> bool:
+    """True if two host arrays hold the same numbers (NaN equals NaN)."""
     xp = host().xp
     return a.shape == b.shape and bool(xp.all((a == b) | ((a != a) & (b != b))))
 
 
-def _check_array(label: str, x: Any, backend: Backend, like: Any) -> None:
+def check_array(label: str, x: Any, backend: Backend, like: Any) -> None:
+    """Raise CheckError unless x is an array of the backend, on its device, of the shape and dtype of `like`."""
     if not backend.owns(x):
         raise CheckError(f"{label} is a {type(x).__module__}.{type(x).__qualname__}, not an array of {backend.name}")
     if backend.device is not None and not backend.one_device and dispatch.device(x) != backend.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xpnn.backend import Backend, get_backend, why_not
+from xpnn.backend import Backend, get_backend, installed_version, why_not
 
 
 class Row(NamedTuple):
@@ -26,6 +26,11 @@ class Row(NamedTuple):
     def reason(self) -> str | None:
         """None if the row can run here, else why not."""
         return why_not(self.spec.partition(":")[0])
+
+    @property
+    def version(self) -> str:
+        """The installed version of the library, or "-"; the library is not imported for that."""
+        return installed_version(self.spec.partition(":")[0])
 
     def backend(self) -> Backend:
         """The backend, ready for float64 if the row wants it."""

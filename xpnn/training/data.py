@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from xpnn import dispatch
+from xpnn import dispatch, random
 from xpnn.backend import Backend, host
 from xpnn.dispatch import Array
-from xpnn.errors import DataError, DeviceError
+from xpnn.errors import ConfigError, DataError, DeviceError
+
+_LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 
 
-def enter(name: str, value: Any, backend: Backend, dtype: str) -> Array:
+class Data(NamedTuple):
+    """A data set on the device: inputs, targets as the loss wants them, and sample weights or None."""
+
+    inputs: Array
+    target: Array
+    weight: Array | None
+
+    @property
+    def samples(self) -> int:
+        """How many rows it has."""
+        return int(self.inputs.shape[0])
+
+
+def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "int64") -> Array:
     """`value` (a host array, a list, a data frame, or an array of the backend) as an array on the backend's device.
 
     Args:
         name: what the argument is called in errors, "X" or "y".
         value: the data.
         backend: the network's backend.
-        dtype: what host floats are rounded to before they travel; host integers and bools travel as int64.
+        dtype: what host floats are rounded to before they travel.
+        integers: what host integers and bools are turned into before they travel.
 
     Raises:
         DeviceError: it is an array of another library, or lies on another device.
-        DataError: it is not numeric, or not rectangular.
+        DataError: it is not numeric, not rectangular, or holds NaN or infinite values.
     """
     owner = dispatch.backend_of(value)
-    if owner == backend.name:
+    if owner == backend.name and owner != "numpy":
         if not backend.one_device and backend.device is not None and dispatch.device(value) != backend.device:
             raise DeviceError(
                 f"{name} lies on {owner} ({dispatch.device(value)}), the network on {backend.spec} ({backend.device}); "
                 f"move one of them: net.to(...), or copy {name} to that device"
             )
+        if value.ndim == 0:
+            raise DataError(f"{name} is a single number; give an array with one entry for each sample")
+        check_finite(name, value, backend, dtype)
         return value
     if owner not in (None, "numpy"):
         raise DeviceError(
@@ -37,7 +56,8 @@ def enter(name: str, value: Any, backend: Backend, dtype: str) -> Array:
             f'move the network, net.to("{owner}"), or give {name} as a NumPy array'
         )
     array = on_host(name, value)
-    return backend.asarray(array, dtype if array.dtype.kind == "f" else "int64")
+    check_finite(name, array, host(), dtype)
+    return backend.asarray(array, dtype if array.dtype.kind == "f" else integers)
 
 
 def on_host(name: str, value: Any) -> Array:
@@ -54,6 +74,26 @@ def on_host(name: str, value: Any) -> Array:
     return array
 
 
+def check_finite(name: str, array: Array, backend: Backend, dtype: str) -> None:
+    """Raise DataError if floats in the array (of `backend`) are NaN or too large for `dtype`, naming the first row."""
+    xp = backend.xp
+    if not xp.isdtype(array.dtype, "real floating") or 0 in array.shape:
+        return
+    limit = _LARGEST[dtype]
+    with backend.context():
+        # Comparisons with NaN are false, and the extremes of data with a NaN in it are NaN.
+        extremes = backend.to_host(xp.stack([xp.min(array), xp.max(array)]))
+        if -limit <= float(extremes[0]) and float(extremes[1]) <= limit:
+            return
+        fits = xp.reshape(xp.abs(array) <= limit, (array.shape[0], -1))
+        fits_on_host = backend.to_host(xp.all(fits, axis=1))
+    bad_rows = [row for row, fit in enumerate(fits_on_host.tolist()) if not fit]
+    raise DataError(
+        f"{name} has NaN, infinite or too large values for {dtype} in {len(bad_rows)} of {array.shape[0]} rows, first "
+        f"in row {bad_rows[0]}; remove these rows or fill the values in"
+    )
+
+
 def as_inputs(x: Array, kind: str, backend: Backend, dtype: str) -> Array:
     """Inputs in the dtype that the first layer wants: the network's own, or int64 for indices."""
     xp = backend.xp
@@ -63,3 +103,118 @@ def as_inputs(x: Array, kind: str, backend: Backend, dtype: str) -> Array:
         return xp.astype(x, backend.dtype("int64"))
     wanted = backend.dtype(dtype)
     return x if x.dtype == wanted else xp.astype(x, wanted)
+
+
+def check_indices(x: Array, limit: int, backend: Backend) -> None:
+    """Raise DataError if an integer input lies outside 0 to limit - 1: some devices would read another row silently."""
+    if 0 in x.shape:
+        return
+    xp = backend.xp
+    with backend.context():
+        lowest, highest = backend.to_host(xp.stack([xp.min(x), xp.max(x)])).tolist()
+    if lowest < 0 or highest >= limit:
+        raise DataError(
+            f"X holds the index {lowest if lowest < 0 else highest}; the first layer's table has the entries 0 to "
+            f"{limit - 1}. Give Embedding more entries, or other data"
+        )
+
+
+def enter_weights(value: Any, samples: int, backend: Backend, dtype: str) -> Array | None:
+    """Sample weights on the device, checked: (samples,), none negative, not all zero."""
+    if value is None:
+        return None
+    weight = enter("sample_weight", value, backend, dtype, integers=dtype)
+    if tuple(weight.shape) != (samples,):
+        raise DataError(
+            f"sample_weight has shape {tuple(weight.shape)}, wants one number for each of the {samples} samples: "
+            f"({samples},)"
+        )
+    xp = backend.xp
+    with backend.context():
+        weight = xp.astype(weight, backend.dtype(dtype))
+        lowest, highest = backend.to_host(xp.stack([xp.min(weight), xp.max(weight)])).tolist()
+    if lowest < 0:
+        raise DataError(f"sample_weight has the negative value {lowest}; weights say how much a sample counts")
+    if highest == 0:
+        raise DataError("sample_weight is 0 for every sample: nothing is left to learn from")
+    return weight
+
+
+def enter_data(
+    network: Any, x: Any, y: Any, loss: Any, sample_weight: Any = None, names: tuple[str, str] = ("X", "y")
+) -> Data:
+    """A data set for a loss: checked, moved to the network's device, the targets prepared.
+
+    Args:
+        network: decides dtype and device; built for the shape of x if it does not know it yet.
+        x: (samples, ...).
+        y: (samples, ...).
+        loss: says how targets must look.
+        sample_weight: (samples,) or None.
+        names: what x and y are called in errors.
+
+    Raises:
+        DataError: the data cannot be used; the message says why.
+        ShapeError: the samples of x do not fit the network.
+        DeviceError: the data lie elsewhere.
+    """
+    backend = network.backend
+    inputs, _ = network._enter_inputs(x, names[0])
+    samples = int(inputs.shape[0])
+    if samples == 0:
+        raise DataError(f"{names[0]} has no samples: its shape is {tuple(inputs.shape)}")
+    targets = enter(names[1], y, backend, network.dtype)
+    if targets.shape[0] != samples:
+        raise DataError(
+            f"{names[0]} has {samples} samples and {names[1]} has {targets.shape[0]}; each sample needs its target"
+        )
+    with backend.context():
+        target = loss.prepare(targets, network.output_shape, backend, network.dtype)
+    return Data(inputs, target, enter_weights(sample_weight, samples, backend, network.dtype))
+
+
+def split(data: Data, fraction: float, seed: int, backend: Backend) -> tuple[Data, Data]:
+    """(training, validation): a seeded random share of the rows is held out; the same on every backend.
+
+    Raises ConfigError if the fraction leaves one of them empty.
+    """
+    held_out = round(data.samples * fraction)
+    if not 0 < held_out < data.samples:
+        raise ConfigError(
+            f"validation_split={fraction!r} of {data.samples} samples leaves {held_out} for validation and "
+            f"{data.samples - held_out} for training; both need some"
+        )
+    order = random.permutation(seed, random.stream(random.SPLIT), 0, data.samples)
+    xp = backend.xp
+
+    def pick(rows: Array) -> Data:
+        # Rows stay in their order, so that an unshuffled training sees them as they came.
+        chosen = backend.asarray(host().xp.sort(rows), "int64")
+        parts = (None if part is None else xp.take(part, chosen, axis=0) for part in data)
+        return Data(*parts)
+
+    with backend.context():
+        return pick(order[held_out:]), pick(order[:held_out])
+
+
+def check_batch_size(batch_size: Any) -> int | None:
+    """A positive int, or None for all samples at once. Raises ConfigError for anything else."""
+    if batch_size is None:
+        return None
+    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size.__index__() < 1:
+        raise ConfigError(f"batch_size={batch_size!r}: give a positive integer, or None for all samples at once")
+    return int(batch_size.__index__())
+
+
+def check_epochs(epochs: Any) -> int:
+    """A number of epochs. Raises ConfigError if it is no integer from 0 on."""
+    if isinstance(epochs, bool) or not hasattr(epochs, "__index__") or epochs.__index__() < 0:
+        raise ConfigError(f"epochs={epochs!r}: give the number of passes over the data, 0 or more")
+    return int(epochs.__index__())
+
+
+def check_fraction(fraction: Any) -> float:
+    """A validation split in [0, 1). Raises ConfigError for anything else."""
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
+        raise ConfigError(f"validation_split={fraction!r}: give a share of the samples, from 0 up to (not including) 1")
+    return float(fraction)

@@ -1,55 +1,347 @@
-"""The training loop."""
+"""The training loop, and evaluation."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from xpnn import random
 from xpnn.config import by_name
+from xpnn.dispatch import Array
+from xpnn.errors import ConfigError, TrainingError
 from xpnn.losses import LOSSES, Loss
-from xpnn.metrics import METRICS, Metric
+from xpnn.metrics import Metric, metrics_from
 from xpnn.optimizers import OPTIMIZERS, Optimizer
-from xpnn.training.data import enter
-from xpnn.training.step import State, make_step, read_totals, zero_totals
+from xpnn.training.callbacks import Callback
+from xpnn.training.data import Data, check_batch_size, check_epochs, check_fraction, enter_data, split
+from xpnn.training.history import History, show
+from xpnn.training.interrupt import Interrupt
+from xpnn.training.progress import progress_for
+from xpnn.training.state import TrainingState
+from xpnn.training.step import EvaluationState, State
+from xpnn.training.totals import Totals
+
+if TYPE_CHECKING:
+    from xpnn.network import Network
+
+EVALUATION_BATCH = 1024
+"""How many samples `evaluate` and `predict` take at once."""
 
 
 def fit(
-    network: Any,
+    network: Network,
     x: Any,
     y: Any,
     *,
-    loss: Any,
-    optimizer: Any = "sgd",
+    loss: str | Loss | None = None,
+    optimizer: str | Optimizer | None = None,
     epochs: int = 1,
     batch_size: int | None = 32,
-    metrics: Any = (),
-) -> list[dict[str, Any]]:
-    """Skeleton."""
-    loss = by_name("loss", loss, LOSSES, Loss)
-    optimizer = by_name("optimizer", optimizer, OPTIMIZERS, Optimizer)
-    metrics = [by_name("metrics", metric, METRICS, Metric) for metric in metrics]
-    backend = network.backend
-    xp = backend.xp
-    inputs, _ = network._enter_inputs(x)
-    target = loss.prepare(enter("y", y, backend, network.dtype), network.output_shape, backend, network.dtype)
-    layout = network.layout
-    theta = tuple(backend.copy(block) for block in network._theta)
-    state = State(
-        theta, optimizer.initial_slots(theta, layout), network._buffers, 0, network.seed, zero_totals(metrics)
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    metrics: Iterable[str | Metric] | None = None,
+    shuffle: bool = True,
+    verbose: Any = "auto",
+    callbacks: Iterable[Callback] = (),
+    sample_weight: Any = None,
+    resume: bool = False,
+) -> History:
+    """`Network.fit`; see there."""
+    start = _starting_point(network, loss, optimizer, metrics, resume)
+    epochs = check_epochs(epochs)
+    batch_size = check_batch_size(batch_size)
+    fraction = check_fraction(validation_split)
+    if fraction and validation_data is not None:
+        raise ConfigError("fit got validation_data and validation_split; give one of them")
+    hooks = _check_callbacks(callbacks)
+    progress = progress_for(verbose)
+
+    data = enter_data(network, x, y, start.loss, sample_weight)
+    validation = None if validation_data is None else _enter_validation(network, validation_data, start.loss)
+    if fraction:
+        data, validation = split(data, fraction, network.seed, network.backend)
+    trainer = _Trainer(network, start, data, validation, batch_size, bool(shuffle), hooks)
+
+    progress.begin(start.epoch + 1, start.epoch + epochs, data.samples)
+    try:
+        with Interrupt() as interrupt:
+            return trainer.train(epochs, interrupt, progress)
+    finally:
+        progress.end()
+
+
+def evaluate(
+    network: Network,
+    x: Any,
+    y: Any,
+    *,
+    loss: str | Loss | None = None,
+    metrics: Iterable[str | Metric] | None = None,
+    batch_size: int | None = EVALUATION_BATCH,
+    sample_weight: Any = None,
+) -> dict[str, Any]:
+    """`Network.evaluate`; see there."""
+    stored = network.training
+    if loss is None and stored is None:
+        raise ConfigError('evaluate does not know the loss, because the network was not trained: give loss="mse", say')
+    criterion: Loss = by_name("loss", stored.loss if loss is None and stored else loss, LOSSES, Loss)
+    watched = (stored.metrics if stored else ()) if metrics is None else metrics_from(metrics)
+    batch_size = check_batch_size(batch_size)
+    data = enter_data(network, x, y, criterion, sample_weight)
+    network.check_loss(criterion)
+    return evaluate_data(network, data, criterion, watched, batch_size)
+
+
+def evaluate_data(
+    network: Network, data: Data, loss: Loss, metrics: tuple[Metric, ...], batch_size: int | None
+) -> dict[str, Any]:
+    """Loss and metrics of a data set that is on the device already."""
+    resolved = tuple(metric.resolve(loss, network.output_shape) for metric in metrics)
+    totals = Totals(network.backend, resolved, network.output_shape)
+    step = network.compiled_evaluation_step(loss, metrics)
+    state = EvaluationState(totals.zero())
+    size = batch_size or data.samples
+    with network.backend.context():
+        for start in range(0, data.samples, size):
+            batch = _slice(data, start, min(start + size, data.samples))
+            state, _ = step(state, (network._theta, network._buffers, batch))
+    return totals.read(state.totals, loss)
+
+
+def _slice(data: Data, start: int, stop: int) -> Any:
+    """The rows from start to stop as (inputs, target, weight)."""
+    if start == 0 and stop == data.samples:
+        return tuple(data)
+    return tuple(None if part is None else part[start:stop, ...] for part in data)
+
+
+def _starting_point(
+    network: Network,
+    loss: str | Loss | None,
+    optimizer: str | Optimizer | None,
+    metrics: Iterable[str | Metric] | None,
+    resume: bool,
+) -> TrainingState:
+    """Where the training begins: fresh (without slots yet), or at the end of the one before."""
+    stored = network.training if resume else None
+    if resume and stored is None:
+        raise ConfigError(
+            "resume=True, but this network was not trained yet: call fit without it, or load a checkpoint"
+        )
+    if loss is None and stored is None:
+        raise ConfigError(f'fit needs a loss: loss="mse", say; known names: {", ".join(sorted(LOSSES))}')
+    if optimizer is None and stored is None:
+        raise ConfigError(
+            f'fit needs an optimizer: optimizer="adam", say; known names: {", ".join(sorted(OPTIMIZERS))}'
+        )
+    return TrainingState(
+        optimizer=by_name(
+            "optimizer", optimizer if optimizer is not None or not stored else stored.optimizer, OPTIMIZERS, Optimizer
+        ),
+        loss=by_name("loss", loss if loss is not None or not stored else stored.loss, LOSSES, Loss),
+        metrics=metrics_from(metrics) if metrics is not None else (stored.metrics if stored else ()),
+        slots=stored.slots if stored else {},
+        step=stored.step if stored else 0,
+        epoch=stored.epoch if stored else 0,
     )
-    step = backend.compile(make_step(network.root, layout, loss, optimizer, metrics))
-    samples = inputs.shape[0]
-    size = batch_size or samples
-    history = []
-    with backend.context():
-        for epoch in range(epochs):
-            state = state._replace(totals=zero_totals(metrics))
-            order = random.permutation(network.seed, random.stream(random.SHUFFLE), epoch, samples)
-            order = backend.asarray(order, "int64")
+
+
+def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    if isinstance(callbacks, Callback):
+        callbacks = (callbacks,)
+    found = tuple(callbacks)
+    for callback in found:
+        if not isinstance(callback, Callback):
+            hint = f"; write {callback.__name__}(...)" if isinstance(callback, type) else ""
+            raise ConfigError(f"callbacks holds {callback!r}, which is no xpnn.Callback{hint}")
+    return found
+
+
+def _enter_validation(network: Network, given: Any, loss: Loss) -> Data:
+    if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+        raise ConfigError("validation_data must be (X, y) or (X, y, sample_weight)")
+    weight = given[2] if len(given) == 3 else None
+    return enter_data(network, given[0], given[1], loss, weight, ("validation X", "validation y"))
+
+
+class _Trainer:
+    """One call of `fit`. `self.state` is always the state after the last finished step."""
+
+    def __init__(
+        self,
+        network: Network,
+        start: TrainingState,
+        data: Data,
+        validation: Data | None,
+        batch_size: int | None,
+        shuffle: bool,
+        callbacks: tuple[Callback, ...],
+    ) -> None:
+        self.network = network
+        self.backend = network.backend
+        self.layout = network.layout
+        self.start = start
+        self.data = data
+        self.validation = validation
+        self.shuffle = shuffle
+        self.callbacks = callbacks
+        self.before_epoch = self._hooks("on_epoch_begin")
+        self.before_batch = self._hooks("on_batch_begin")
+        self.after_batch = self._hooks("on_batch_end")
+        self.size = min(batch_size or data.samples, data.samples)
+        self.validation_size = None if batch_size is None else max(batch_size, EVALUATION_BATCH)
+        self.step_count = start.step
+        self.epoch = start.epoch
+
+        network.check_loss(start.loss)
+        if not self.layout.trained:
+            raise ConfigError("the network has nothing to train: it has no parameters, or all of them are frozen")
+        resolved = tuple(metric.resolve(start.loss, network.output_shape) for metric in start.metrics)
+        self.totals = Totals(self.backend, resolved, network.output_shape)
+        self.step = network.compiled_fit_step(start.loss, start.optimizer, start.metrics)
+        self.state = self._first_state()
+
+    def _first_state(self) -> State:
+        """theta and slots are copied: the step may work in place, and others may hold the old ones."""
+        network, start, copy = self.network, self.start, self.backend.copy
+        theta = tuple(copy(block) for block in network._theta)
+        with self.backend.context():
+            slots = start.optimizer.initial_slots(theta, self.layout)
+        if start.step:
+            if set(slots) != set(start.slots):
+                had, has = ", ".join(start.slots) or "none", ", ".join(slots) or "none"
+                raise ConfigError(
+                    f"resume=True continues with the optimizer's memory ({had}), but {start.optimizer!r} keeps {has}; "
+                    "give no optimizer, or one of the same kind"
+                )
+            slots = {name: tuple(copy(block) for block in vector) for name, vector in start.slots.items()}
+        return State(theta, slots, network._buffers, start.step, network.seed, self.totals.zero())
+
+    def publish(self) -> None:
+        """Let the network hold the current state."""
+        self.network._theta = self.state.theta
+        self.network.training = self.start._replace(slots=self.state.slots, step=self.step_count, epoch=self.epoch)
+
+    def train(self, epochs: int, interrupt: Interrupt, progress: Any) -> History:
+        """All epochs, with their hooks."""
+        history = History()
+        try:
+            self.publish()
+            self._call("on_train_begin", begin=True)
+            while self.epoch < self.start.epoch + epochs and not self._stopping() and not interrupt.wanted:
+                began = time.perf_counter()
+                if not self._run_epoch(interrupt, progress):
+                    break
+                logs = self._finish_epoch()
+                seconds = time.perf_counter() - began
+                history.append(self.epoch, logs, seconds)
+                progress.epoch_done(self.epoch, logs, seconds)
+                self._call("on_epoch_end", self.epoch, logs)
+                self._adopt()
+        except KeyboardInterrupt:
+            interrupt.wanted = True
+        finally:
+            self.publish()
+        history.interrupted = interrupt.wanted
+        stopped_by = [callback for callback in self.callbacks if callback.stop]
+        history.stopped = repr(stopped_by[0]) if stopped_by else None
+        self._call("on_train_end")
+        return history
+
+    def _call(self, hook: str, *arguments: Any, begin: bool = False) -> None:
+        for callback in self.callbacks:
+            if begin:
+                callback.network = self.network
+                callback.stop = False
+            getattr(callback, hook)(*arguments)
+
+    def _stopping(self) -> bool:
+        return any(callback.stop for callback in self.callbacks)
+
+    def _hooks(self, name: str) -> list[Any]:
+        """The callbacks' methods of that name, where they do something."""
+        methods = (getattr(callback, name) for callback in self.callbacks)
+        return [method for method in methods if getattr(method, "__func__", None) is not getattr(Callback, name)]
+
+    def _run_epoch(self, interrupt: Interrupt, progress: Any) -> bool:
+        """All batches; nothing is read from the device. False if the epoch was broken off."""
+        before, after = self.before_batch, self.after_batch
+        if self.before_epoch:
+            for hook in self.before_epoch:
+                hook(self.epoch + 1)
+            self._adopt()
+            if self._stopping():
+                return False
+        step, ticks, hooked = self.step, progress.ticks, bool(before or after)
+        self.state = self.state._replace(totals=self.totals.zero())
+        with self.backend.context():
+            for number, batch in enumerate(self._batches()):
+                for hook in before:
+                    hook(number)
+                self.state, loss = step(self.state, batch)
+                self.step_count += 1
+                if ticks:
+                    progress.batch_done(self.epoch + 1, min((number + 1) * self.size, self.data.samples))
+                if hooked:
+                    self.publish()
+                    for hook in after:
+                        hook(number, loss)
+                    self._adopt()
+                if interrupt.wanted or (hooked and self._stopping()):
+                    # An epoch whose last step is done counts, and its numbers go into the history.
+                    return (number + 1) * self.size >= self.data.samples
+        return True
+
+    def _batches(self) -> Iterator[tuple[Array, Array, Array | None, Array | None]]:
+        """(inputs, target, weight, rows) for each step of this epoch; rows None means all of them as they are."""
+        inputs, target, weight = self.data
+        samples, size, backend = self.data.samples, self.size, self.backend
+        if size == samples:
+            yield inputs, target, weight, None
+            return
+        if not self.shuffle:
             for start in range(0, samples, size):
-                rows = order[start : min(start + size, samples)]
-                state, _ = step(state, (xp.take(inputs, rows, axis=0), xp.take(target, rows, axis=0), None))
-            read = lambda number: backend.to_host(number) if backend.owns(number) else number  # noqa: E731
-            history.append(read_totals(state.totals, loss, metrics, read))
-    network._theta = state.theta
-    return history
+                yield (*_slice(self.data, start, min(start + size, samples)), None)
+            return
+        order = random.permutation(self.network.seed, random.stream(random.SHUFFLE), self.epoch, samples)
+        # Where arrays have no views, a slice is an operation of its own: the order then stays on the host, and its
+        # pieces travel with the call of the step.
+        rows = order if backend.blocked else backend.asarray(order, "int64")
+        for start in range(0, samples, size):
+            yield inputs, target, weight, rows[start : min(start + size, samples)]
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        """Read the totals, validate, and make the state public."""
+        logs = self.totals.read(self.state.totals, self.start.loss)
+        self.epoch += 1
+        self.publish()
+        self._check_number("loss", logs["loss"])
+        if self.validation is not None:
+            found = evaluate_data(
+                self.network, self.validation, self.start.loss, self.start.metrics, self.validation_size
+            )
+            logs.update({f"val_{name}": value for name, value in found.items()})
+            self._check_number("val_loss", logs["val_loss"])
+        return logs
+
+    def _check_number(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            rate = self.start.optimizer.rate(self.step_count)
+            shown = f" (it is {show(float(rate))})" if isinstance(rate, (int, float)) else ""
+            raise TrainingError(
+                f"{name} is {value} after epoch {self.epoch}: the training diverged. Lower the learning rate{shown}, "
+                "scale the inputs to about -1 to 1, or clip the gradients. The network holds the weights after that "
+                "epoch; build it anew to start over"
+            )
+
+    def _adopt(self) -> None:
+        """Train on with the parameters that a callback has set."""
+        network = self.network
+        if network.layout is not self.layout or network.backend is not self.backend:
+            raise ConfigError(
+                "a callback froze, unfroze or moved the network while it was trained; do that between fits"
+            )
+        if network._theta is not self.state.theta:
+            self.state = self.state._replace(theta=tuple(self.backend.copy(block) for block in network._theta))

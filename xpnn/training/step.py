@@ -5,6 +5,15 @@
 Nothing else changes, and nothing is read from the device. The backend decides how the step runs
 (`backend.compile(step)`): as it is, jitted, or captured as a graph. The memory of the state that goes in is donated:
 use the state that comes out.
+
+A training loop of your own, without `fit`:
+
+    step = net.step("cross_entropy", xpnn.Adam(1e-3))
+    state = net.initial_state(xpnn.Adam(1e-3))
+    batch = net.prepare(X, y, "cross_entropy")
+    for _ in range(100):
+        state, loss = step(state, batch)
+    net.set_state(state)
 """
 
 from __future__ import annotations
@@ -12,12 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xpnn.dispatch import Array
+from xpnn.dispatch import Array, namespace
 from xpnn.layers.layer import Layer, Run
 from xpnn.losses.loss import Loss
 from xpnn.metrics import Metric
 from xpnn.optimizers.optimizer import Optimizer, Slots
 from xpnn.parameters import Layout, Vector
+from xpnn.training.totals import TotalsTree, add_to_totals
 
 Batch = tuple[Array, Array, Array | None]
 """(inputs, targets, sample weights or None); all of one length."""
@@ -40,14 +50,32 @@ class State(NamedTuple):
     buffers: Mapping[str, Array]
     step: Any
     key: int
-    totals: Mapping[str, tuple[Any, ...]]
+    totals: TotalsTree
 
 
-Step = Callable[[State, Batch], tuple[State, Array]]
+class EvaluationState(NamedTuple):
+    """What an evaluation step changes: the running sums. The parameters are not part of it: they are not donated."""
+
+    totals: TotalsTree
+    key: int = 0
+
+
+Step = Callable[[Any, Any], tuple[Any, Array]]
 
 
 def make_step(root: Layer, layout: Layout, loss: Loss, optimizer: Optimizer, metrics: Sequence[Metric] = ()) -> Step:
-    """The training step of a network: forward, loss, backward, update."""
+    """The training step of a network: forward, loss, backward, update.
+
+    Args:
+        root: the layers.
+        layout: where their parameters lie.
+        loss: what is made small; the targets in a batch are as its `prepare` returned them.
+        optimizer: how.
+        metrics: what is added up besides; as `Metric.resolve` returned them.
+
+    Returns:
+        step(State, Batch) -> (State, loss as a 0-d array).
+    """
 
     def step(state: State, batch: Batch) -> tuple[State, Array]:
         x, target, weight = batch
@@ -55,7 +83,7 @@ def make_step(root: Layer, layout: Layout, loss: Loss, optimizer: Optimizer, met
         prediction, backward = root.forward(x, layout.tree(state.theta, state.buffers), run)
         value, loss_vjp = loss(prediction, target, weight)
         _, gradients = backward(loss_vjp(1.0)[0])
-        gradient = layout.join(layout.gather(gradients))
+        gradient = layout.gradient_vector(gradients)
         theta, slots = optimizer.apply(state.theta, gradient, state.slots, state.step, layout)
         totals = add_to_totals(state.totals, loss, metrics, prediction, target, weight, value)
         return State(theta, slots, state.buffers, state.step + 1, state.key, totals), value
@@ -64,48 +92,35 @@ def make_step(root: Layer, layout: Layout, loss: Loss, optimizer: Optimizer, met
 
 
 def make_evaluation_step(root: Layer, layout: Layout, loss: Loss, metrics: Sequence[Metric] = ()) -> Step:
-    """A step that adds a batch to the totals and changes nothing else: dropout off, no gradients."""
+    """step(EvaluationState, (theta, buffers, batch)) -> (EvaluationState, loss): adds a batch to the totals.
 
-    def step(state: State, batch: Batch) -> tuple[State, Array]:
-        x, target, weight = batch
-        prediction, _ = root.forward(x, layout.tree(state.theta, state.buffers), Run())
+    Dropout is off, and no gradients are computed.
+    """
+
+    def step(state: EvaluationState, given: tuple[Vector, Mapping[str, Array], Batch]) -> tuple[Any, Array]:
+        theta, buffers, (x, target, weight) = given
+        prediction, _ = root.forward(x, layout.tree(theta, buffers), Run())
         value, _ = loss(prediction, target, weight)
-        return state._replace(
-            totals=add_to_totals(state.totals, loss, metrics, prediction, target, weight, value)
-        ), value
+        totals = add_to_totals(state.totals, loss, metrics, prediction, target, weight, value)
+        return state._replace(totals=totals), value
 
     return step
 
 
-def zero_totals(metrics: Sequence[Metric]) -> dict[str, tuple[Any, ...]]:
-    """The totals at the start of an epoch."""
-    return {"loss": (0.0, 0.0), **{metric.name: metric.zero() for metric in metrics}}
+def gather_rows(step: Step) -> Step:
+    """The same step for a batch that is given as whole arrays and the numbers of its rows (None: all of them).
 
+    The rows are picked inside the step, so that a compiled step holds that work too.
+    """
 
-def add_to_totals(
-    totals: Mapping[str, tuple[Any, ...]],
-    loss: Loss,
-    metrics: Sequence[Metric],
-    prediction: Array,
-    target: Array,
-    weight: Array | None,
-    value: Array,
-) -> dict[str, tuple[Any, ...]]:
-    """The totals after one more batch; all on the device."""
-    share = loss.total_weight(target, weight)
-    loss_sum, weight_sum = totals["loss"]
-    new: dict[str, tuple[Any, ...]] = {"loss": (loss_sum + value * share, weight_sum + share)}
-    for metric in metrics:
-        new[metric.name] = metric.add(totals[metric.name], prediction, target, weight)
-    return new
+    def gathering_step(state: State, given: tuple[Array, Array, Array | None, Array | None]) -> tuple[Any, Array]:
+        x, target, weight, rows = given
+        if rows is not None:
+            take = namespace(x).take
+            x = take(x, rows, axis=0)
+            target = take(target, rows, axis=0)
+            if weight is not None:
+                weight = take(weight, rows, axis=0)
+        return step(state, (x, target, weight))
 
-
-def read_totals(
-    totals: Mapping[str, tuple[Any, ...]], loss: Loss, metrics: Sequence[Metric], to_host: Callable[[Any], Any]
-) -> dict[str, Any]:
-    """The epoch's loss and metrics as Python numbers: the only place where the device is read."""
-    loss_sum, weight_sum = (float(to_host(number)) for number in totals["loss"])
-    logs: dict[str, Any] = {"loss": loss_sum / weight_sum if loss.averages and weight_sum else loss_sum}
-    for metric in metrics:
-        logs[metric.name] = metric.result(tuple(to_host(number) for number in totals[metric.name]))
-    return logs
+    return gathering_step

@@ -3,9 +3,9 @@
 To add an op: write it in `xpnn/ops`, and its case in the file of its family here.
 """
 
-from xpnn.testing.cases import activations, core, losses, optimizers
+from xpnn.testing.cases import activations, core, losses, optimizers, vectors
 from xpnn.testing.cases.case import Case, Distinct, Integers, Probabilities, Reals, Values
 
-CASES: tuple[Case, ...] = (*core.CASES, *activations.CASES, *losses.CASES, *optimizers.CASES)
+CASES: tuple[Case, ...] = (*core.CASES, *activations.CASES, *losses.CASES, *optimizers.CASES, *vectors.CASES)
 
 __all__ = ["CASES", "Case", "Distinct", "Integers", "Probabilities", "Reals", "Values"]

@@ -1,7 +1,7 @@
 """Cases of the linear map, dropout, and the ops that only move values."""
 
 from xpnn.random import RandomKey
-from xpnn.testing.cases.case import Case, Reals
+from xpnn.testing.cases.case import Case, Integers, Reals
 
 _KEY = RandomKey(7, 3, 11)
 
@@ -27,4 +27,10 @@ CASES = (
     Case("add", (Reals((5, 3)), Reals((5, 3)), Reals((5, 3))), exact=True),
     Case("concatenate", (Reals((5, 3)), Reals((5, 2))), exact=True),
     Case("concatenate", (Reals((5, 3, 2)), Reals((5, 1, 2))), {"axis": 1}, label="inner", exact=True),
+    # Nine rows for four numbers: at least one number comes twice, and its gradients must add up.
+    Case("embedding", (Reals((4, 3)), Integers((9,), 4)), exact=True, terms=9),
+    Case("embedding", (Reals((4, 3)), Integers((2, 5), 4)), label="2d", exact=True, terms=10),
+    Case("scatter_add", (Reals((9, 3)), Integers((9,), 4), 4), exact=True, terms=9),
+    Case("scatter_add", (Reals((2, 5, 3)), Integers((2, 5), 4), 6), label="empty-rows", exact=True, terms=10),
+    Case("normal_quantile", (Reals((6, 4), 0.05, 0.95),)),
 )

@@ -1,0 +1,243 @@
+"""Faster bodies for NumPy: fewer calls, fewer fresh arrays. The generic body of each op is its contract.
+
+Small networks are bound by the cost of a call: ufuncs are called directly, without NumPy's Python wrappers. Large ones
+are bound by memory: what a body has just made, it works on in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xpnn.dispatch import OPS, Body
+from xpnn.ops.embedding import check_scatter
+
+
+def linear(
+    x: Any, weight: Any, bias: Any = None, *, activation: str | None = None, input_gradient: bool = True
+) -> tuple[Any, Any]:
+    """Bias and activation are applied in place on the fresh product."""
+    if activation not in _DERIVATIVES:
+        return OPS["linear"].generic(x, weight, bias, activation=activation, input_gradient=input_gradient)
+    y = x.dot(weight)  # as matmul, for a matrix on the right, at half the cost of the call
+    if bias is not None:
+        y += bias
+    if activation == "relu":
+        np.maximum(y, 0.0, out=y)
+    elif activation == "tanh":
+        np.tanh(y, out=y)
+    derivative = _DERIVATIVES[activation]
+
+    def vjp(dy: Any) -> tuple[Any, Any, Any]:
+        if derivative is not None:
+            dy = derivative(y, dy)
+        dx = dy.dot(weight.T) if input_gradient else None
+        rows, dy_rows = x, dy
+        if x.ndim != 2:
+            rows = x.reshape(-1 if x.size else 0, x.shape[-1])
+            dy_rows = dy.reshape(rows.shape[0], dy.shape[-1])
+        return dx, rows.T.dot(dy_rows), None if bias is None else np.add.reduce(dy_rows, 0)
+
+    return y, vjp
+
+
+def _relu_derivative(y: Any, dy: Any) -> Any:
+    return np.where(y > 0, dy, np.zeros((), dy.dtype))
+
+
+def _tanh_derivative(y: Any, dy: Any) -> Any:
+    slope = y * y
+    np.subtract(1.0, slope, out=slope)
+    slope *= dy
+    return slope
+
+
+_DERIVATIVES: dict[str | None, Any] = {None: None, "relu": _relu_derivative, "tanh": _tanh_derivative}
+
+
+def mse(prediction: Any, target: Any, weight: Any = None, *, reduction: str = "mean") -> tuple[Any, Any]:
+    """The plain mean, in the fewest calls."""
+    if weight is not None or reduction != "mean" or not prediction.size:
+        return OPS["mse"].generic(prediction, target, weight, reduction=reduction)
+    residual = prediction - target
+    factor = 1.0 / residual.size
+
+    def vjp(dy: Any) -> tuple[Any, Any, None]:
+        dprediction = residual * (2.0 * dy * factor)
+        return dprediction, -dprediction, None
+
+    return np.add.reduce(residual * residual, None) * factor, vjp
+
+
+def pack(*arrays: Any, starts: tuple[int, ...], size: int) -> tuple[Any, Any]:
+    """Each array is written into its place, with one pass over memory."""
+    packed = np.zeros(size, arrays[0].dtype)
+    for x, start in zip(arrays, starts, strict=True):
+        packed[start : start + x.size] = x.ravel()
+
+    def vjp(dy: Any) -> tuple[Any, ...]:
+        return tuple(dy[start : start + x.size].reshape(x.shape) for x, start in zip(arrays, starts, strict=True))
+
+    return packed, vjp
+
+
+def cross_entropy(logits: Any, labels: Any, weight: Any = None, **options: Any) -> tuple[Any, Any]:
+    """The mean over plain integer labels, picked by index where the generic body multiplies by one-hot rows."""
+    plain = weight is None and logits.ndim == 2 and labels.ndim == 1 and logits.size
+    if not plain or labels.dtype.kind != "i" or not _all_default(options):
+        return OPS["cross_entropy"].generic(logits, labels, weight, **options)
+    rows = np.arange(labels.size)
+    shifted = logits - np.maximum.reduce(logits, 1, keepdims=True)
+    picked = shifted[rows, labels]
+    powers = np.exp(shifted, out=shifted)
+    normalizer = np.add.reduce(powers, 1, keepdims=True)
+    value = np.add.reduce(np.log(normalizer[:, 0]) - picked) * (1.0 / labels.size)
+
+    def vjp(dy: Any) -> tuple[Any, None, None]:
+        factor = dy / labels.size
+        gradient = powers * (factor / normalizer)
+        gradient[rows, labels] -= factor
+        return gradient, None, None
+
+    return value, vjp
+
+
+_CROSS_ENTROPY_DEFAULTS = {"class_weights": None, "label_smoothing": 0.0, "ignore_index": None, "reduction": "mean"}
+
+
+def _all_default(options: dict[str, Any]) -> bool:
+    return all(value == _CROSS_ENTROPY_DEFAULTS[name] for name, value in options.items())
+
+
+def sgd(theta: Any, gradient: Any, learning_rate: Any, *, donate: bool = False) -> tuple[Any, Any]:
+    """In place on a donated theta."""
+    if not donate:
+        return OPS["sgd"].generic(theta, gradient, learning_rate)
+    if theta.size <= _CHUNK:
+        theta -= gradient * learning_rate
+    else:
+        for part, slope in _chunks(theta, gradient):
+            part -= slope * learning_rate
+    return theta, None
+
+
+def sgd_momentum(
+    theta: Any,
+    gradient: Any,
+    velocity: Any,
+    learning_rate: Any,
+    momentum: Any,
+    gradient_weight: Any = 1.0,
+    *,
+    nesterov: bool = False,
+    donate: bool = False,
+) -> tuple[Any, Any]:
+    """In place on a donated theta and velocity, a piece that fits the cache at a time."""
+    if not donate:
+        return OPS["sgd_momentum"].generic(
+            theta, gradient, velocity, learning_rate, momentum, gradient_weight, nesterov=nesterov
+        )
+    for part, slope, speed in _chunks(theta, gradient, velocity):
+        speed *= momentum
+        speed += slope * gradient_weight
+        direction = slope + momentum * speed if nesterov else speed
+        part -= direction * learning_rate
+    return (theta, velocity), None
+
+
+def adam(
+    theta: Any,
+    gradient: Any,
+    first_moment: Any,
+    second_moment: Any,
+    learning_rate: Any,
+    beta1: Any,
+    beta2: Any,
+    epsilon: Any,
+    correction1: Any,
+    correction2: Any,
+    decay: Any = 0.0,
+    *,
+    donate: bool = False,
+) -> tuple[Any, Any]:
+    """In place on a donated theta and moments, a piece that fits the cache at a time."""
+    if not donate:
+        return OPS["adam"].generic(
+            theta,
+            gradient,
+            first_moment,
+            second_moment,
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            correction1,
+            correction2,
+            decay,
+        )
+    # rate * m / (sqrt(v) / scale + epsilon) with the scale drawn out of the root: one pass fewer.
+    scale = correction2**0.5
+    rate = learning_rate / correction1 * scale
+    floor = epsilon * scale
+    decays = isinstance(decay, np.ndarray)
+    work = np.empty(min(theta.size, _CHUNK), theta.dtype)
+    arrays = (theta, gradient, first_moment, second_moment, *((decay,) if decays else ()))
+    for part, slope, first, second, *shares in _chunks(*arrays):
+        buffer = work[: part.size]
+        first *= beta1
+        np.multiply(slope, 1.0 - beta1, out=buffer)
+        first += buffer
+        second *= beta2
+        np.multiply(slope, 1.0 - beta2, out=buffer)
+        buffer *= slope
+        second += buffer
+        np.sqrt(second, out=buffer)
+        buffer += floor
+        np.divide(first, buffer, out=buffer)
+        buffer *= rate
+        if decays:
+            part *= 1.0 - learning_rate * shares[0]
+        elif decay != 0.0:
+            part *= 1.0 - learning_rate * decay
+        part -= buffer
+    return (theta, first_moment, second_moment), None
+
+
+def scatter_add(values: Any, indices: Any, length: int) -> tuple[Any, Any]:
+    """Number by number: on one axis `np.add.at` is 3 to 5 times as fast as on rows, and faster than sorted sums."""
+    check_scatter(values, indices)
+    features = values.shape[-1]
+    total = np.zeros(length * features, values.dtype)
+    places = indices.reshape(-1, 1) * features + np.arange(features)
+    np.add.at(total, places.ravel(), values.ravel())
+
+    def vjp(dy: Any) -> tuple[Any, None]:
+        return dy[indices], None
+
+    return total.reshape(length, features), vjp
+
+
+_CHUNK = 32768
+"""Elements of a piece: the pieces of all arrays of an optimizer fit a core's second-level cache together."""
+
+
+def _chunks(*arrays: Any) -> Any:
+    """Views of the arrays, piece by piece; whole if they are small."""
+    if arrays[0].size <= _CHUNK:
+        return (arrays,)
+    flat = [array.reshape(-1) for array in arrays]
+    return (tuple(array[start : start + _CHUNK] for array in flat) for start in range(0, arrays[0].size, _CHUNK))
+
+
+BODIES: Mapping[str, Body] = {
+    "adam": adam,
+    "cross_entropy": cross_entropy,
+    "linear": linear,
+    "mse": mse,
+    "pack": pack,
+    "scatter_add": scatter_add,
+    "sgd": sgd,
+    "sgd_momentum": sgd_momentum,
+}

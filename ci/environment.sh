@@ -1,0 +1,45 @@
+# Sourced by the scripts beside it: finds a Python and makes virtual environments, leaving the machine as it was.
+
+# python_for_xpnn: prints a Python of version 3.11 or later, or says what is missing and fails.
+python_for_xpnn() {
+    for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if "$candidate" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return 0
+        fi
+    done
+    echo "xpnn needs Python 3.11 or later; none was found. Install one, or name it: PYTHON=/path/to/python3 sh $0" >&2
+    return 1
+}
+
+# make_environment DIRECTORY: a virtual environment there, unless it exists.
+make_environment() {
+    if [ ! -x "$1/bin/python" ]; then
+        python=$(python_for_xpnn) || exit 1
+        echo "making a virtual environment in $1 ($("$python" --version))"
+        if ! "$python" -m venv "$1"; then
+            rm -rf "$1"
+            echo "Python's venv module is not complete here; on Debian and Ubuntu: apt-get install python3-venv" >&2
+            exit 1
+        fi
+    fi
+}
+
+# install DIRECTORY ARGUMENT...: pip install into the environment, with pip's output shown only if it fails.
+install() {
+    directory=$1
+    shift
+    log="$directory/pip.log"
+    if ! "$directory/bin/python" -m pip install --disable-pip-version-check "$@" >"$log" 2>&1; then
+        cat "$log" >&2
+        exit 1
+    fi
+}
+
+# step TITLE COMMAND...: runs a command under a heading; ends the script if it fails.
+step() {
+    echo
+    echo "== $1"
+    shift
+    "$@" || { echo "failed: $*" >&2; exit 1; }
+}

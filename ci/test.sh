@@ -1,0 +1,38 @@
+#!/bin/sh
+# Sets up .venv-test and runs every check that needs no GPU. Needs Python 3.11 or later, nothing else.
+#
+#   sh ci/test.sh            rows numpy, strict and jax
+#   sh ci/test.sh torch      PyTorch's row and the comparisons with PyTorch too (a large download)
+set -eu
+cd "$(dirname "$0")/.."
+. ci/environment.sh
+
+extras="test,lint"
+required="numpy,numpy-readonly,strict,strict-no64,jax"
+for argument in "$@"; do
+    case $argument in
+        torch) extras="$extras,torch"; required="$required,torch" ;;
+        *) echo "usage: sh ci/test.sh [torch]" >&2; exit 2 ;;
+    esac
+done
+
+make_environment .venv-test
+echo "installing xpnn[$extras]"
+install .venv-test -e ".[$extras]"
+bin=$PWD/.venv-test/bin
+
+# Several thread pools in one process fight for the cores: the tests' workers take one thread each.
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+export XPNN_REQUIRE_BACKENDS="${XPNN_REQUIRE_BACKENDS-$required}"
+
+step "style" "$bin/ruff" check .
+step "format" "$bin/ruff" format --check .
+step "types" "$bin/mypy"
+step "documentation" "$bin/pdoc" --docformat google --output-directory build/docs xpnn xpnn_backends.numpy_backend
+step "tests and the backend matrix" "$bin/python" -m pytest -n "${XPNN_TEST_WORKERS:-2}" -q
+unset XPNN_REQUIRE_BACKENDS
+step "wheel and sdist" sh ci/package.sh "$bin/python"
+echo
+echo "all checks passed; required rows: $required"

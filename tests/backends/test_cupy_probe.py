@@ -1,0 +1,176 @@
+"""What the CuPy backend says on a machine where CuPy cannot compute; a fake CuPy stands for each such machine."""
+
+import importlib
+import sys
+import types
+
+import array_api_compat
+import pytest
+
+import xpnn.backend as selector
+
+
+class CudaRuntimeError(RuntimeError):
+    """As CuPy's runtime raises it."""
+
+
+class FakeRuntime:
+    """A CUDA runtime of version 12.9."""
+
+    def __init__(self, driver=13000, devices=1, error=None):
+        self.driver = driver
+        self.devices = devices
+        self.error = error
+
+    def driverGetVersion(self):  # noqa: N802
+        return self.driver
+
+    def runtimeGetVersion(self):  # noqa: N802
+        return 12090
+
+    def getDeviceCount(self):  # noqa: N802
+        if self.error is not None:
+            raise self.error
+        return self.devices
+
+    def getDeviceProperties(self, index):  # noqa: N802
+        return {"name": b"Imaginary GPU %d" % index}
+
+
+class FakeArray:
+    """2 x 2 ones, or their sum: just what the probe touches."""
+
+    def __init__(self, value, sum_error=None, product_error=None):
+        self.value = value
+        self.sum_error = sum_error
+        self.product_error = product_error
+
+    def __add__(self, other):
+        if self.sum_error is not None:
+            raise self.sum_error
+        return FakeArray(self.value + other.value)
+
+    def __matmul__(self, other):
+        if self.product_error is not None:
+            raise self.product_error
+        return FakeArray(2.0 * self.value * other.value)
+
+    def sum(self):
+        return 4.0 * self.value
+
+
+class FakeDevice:
+    """The first GPU, or the one of that number."""
+
+    def __init__(self, number=0):
+        self.id = number
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A function that imports the backend over a fake CuPy and gives the module."""
+
+    def build(runtime=None, one=1.0, installed=("cupy-cuda12x",), import_error=None, **errors):
+        cupy = types.ModuleType("cupy")
+        cupy.cuda = types.SimpleNamespace(runtime=runtime or FakeRuntime(), Device=FakeDevice)
+        cupy.float32 = "float32"
+        cupy.ones = lambda shape, dtype: FakeArray(one, **errors)
+        compat = types.ModuleType("array_api_compat.cupy")
+        monkeypatch.setitem(sys.modules, "cupy", None if import_error else cupy)
+        monkeypatch.setitem(sys.modules, "array_api_compat.cupy", compat)
+        monkeypatch.setattr(array_api_compat, "cupy", compat, raising=False)
+        # Set before it is deleted, so that the fake's module is gone afterwards whether or not a real one was there.
+        monkeypatch.setitem(sys.modules, "xpnn_backends.cupy_backend", sys.modules.get("xpnn_backends.cupy_backend"))
+        monkeypatch.delitem(sys.modules, "xpnn_backends.cupy_backend")
+
+        def version(name):
+            if name not in installed:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return "14.2.0"
+
+        monkeypatch.setattr("importlib.metadata.version", version)
+        return importlib.import_module("xpnn_backends.cupy_backend")
+
+    return build
+
+
+def test_usable(load):
+    backend_class = load().CupyBackend
+    assert backend_class.probe() is None
+    assert backend_class.devices() == ["0"]
+    assert backend_class.describe_device("0") == "Imaginary GPU 0"
+
+
+@pytest.mark.parametrize(
+    ("setup", "reason", "remedy"),
+    [
+        (
+            {"installed": ("cupy-cuda12x", "cupy-cuda13x")},
+            "two CuPy packages are installed and overwrite each other (cupy-cuda12x, cupy-cuda13x)",
+            "pip uninstall cupy-cuda12x cupy-cuda13x, then install one",
+        ),
+        ({"runtime": FakeRuntime(driver=0)}, "no NVIDIA driver is installed", "install one"),
+        (
+            {"runtime": FakeRuntime(driver=11040)},
+            "the NVIDIA driver is too old: it supports CUDA 11.4, this CuPy needs 12",
+            "install cupy-cuda11x instead",
+        ),
+        ({"runtime": FakeRuntime(devices=0)}, "a driver and no GPU", "CUDA_VISIBLE_DEVICES"),
+        (
+            {"runtime": FakeRuntime(error=CudaRuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"))},
+            "a driver and no GPU",
+            "CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            {"runtime": FakeRuntime(error=CudaRuntimeError("cudaErrorSystemNotReady: system\nnot yet initialized"))},
+            "the NVIDIA driver does not answer: CudaRuntimeError: cudaErrorSystemNotReady: system not yet initialized",
+            "nvidia-smi",
+        ),
+        (
+            {"sum_error": ImportError("libnvrtc.so.12: cannot open shared object file")},
+            "a kernel does not run: ImportError: libnvrtc.so.12",
+            'pip install "cupy-cuda12x[ctk]"',
+        ),
+        (
+            {"sum_error": MemoryError("out of memory allocating 512 bytes")},
+            "a kernel does not run: MemoryError",
+            "memory is full",
+        ),
+        (
+            {"product_error": ImportError("libcublas.so.12: cannot open"), "installed": ("cupy-cuda13x",)},
+            "a matrix product does not run: ImportError: libcublas.so.12",
+            'pip install "cupy-cuda13x[ctk]"',
+        ),
+        ({"one": 2.0}, "the GPU computes wrongly", "nvidia-smi"),
+    ],
+)
+def test_reason_and_remedy(load, setup, reason, remedy):
+    said = load(**setup).CupyBackend.probe()
+    assert reason in said
+    assert remedy in said
+    assert "\n" not in said
+
+
+def test_two_packages_are_named_even_if_the_import_fails(load):
+    with pytest.raises(ImportError, match="two CuPy packages are installed"):
+        load(import_error=True, installed=("cupy", "cupy-cuda12x"))
+
+
+def test_failing_import_keeps_its_own_reason(load):
+    with pytest.raises(ImportError, match="cupy"):
+        load(import_error=True)
+
+
+def test_devices_by_number(load):
+    module = load(FakeRuntime(devices=2))
+    assert module.CupyBackend("1").device.id == 1
+    assert module.CupyBackend("1").spec == "cupy:1"
+    assert module.CupyBackend().device.id == 0
+    with pytest.raises(selector.BackendError, match="backend 'cupy' has no device '2'; it has: 0, 1"):
+        module.CupyBackend("2")

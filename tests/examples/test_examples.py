@@ -1,0 +1,174 @@
+"""Every file in examples/ is run: with its full settings on NumPy, and shortened on each row of the matrix."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from xpnn.errors import BackendError
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+FLOAT32 = {
+    "xnor_gate": ["--epochs", "30"],
+    "xor_gate": ["--epochs", "30"],
+    "iris_three_layers": ["--epochs", "3"],
+    "digits": ["--epochs", "1"],
+}
+"""Examples that train in float32, with arguments for a short run."""
+
+FLOAT64 = {
+    "linear_system": ["--steps", "200"],
+    "closed_form_gradients": ["--widths", "3", "4", "2", "--samples", "3"],
+    "two_layer_softmax": ["--epochs", "2", "--samples", "20"],
+}
+"""Examples that compute in float64."""
+
+OTHERS = {"same_on_every_backend", "custom_layer"}
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested_here():
+    files = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert files == {*FLOAT32, *FLOAT64, *OTHERS}
+
+
+# With full settings, on NumPy
+
+
+def test_linear_system_is_solved():
+    result = example("linear_system").main(["--backend", "numpy"])
+    assert result["gradient_difference"] < 1e-12
+    assert result["descent_F"] < 1e-20
+    assert result["barzilai_borwein_F"] < 1e-20
+    assert 0 < result["barzilai_borwein_steps"] < 100
+    assert result["solution_error"] < 1e-10
+
+
+def test_xnor_gate_ends_near_a_thousandth(capsys):
+    result = example("xnor_gate").main(["--backend", "numpy"])
+    assert result["first_loss"] > 0.2
+    assert 0.0005 < result["loss"] < 0.0015
+    assert result["worst"] < 0.06
+    printed = capsys.readouterr().out
+    for epoch in range(0, 10001, 1000):
+        assert f"epoch {epoch:5d}: loss" in printed
+
+
+def test_xor_gate_error_falls_to_near_zero(tmp_path):
+    picture = tmp_path / "boundary.png"
+    result = example("xor_gate").main(["--backend", "numpy", "--plot", str(picture)])
+    assert result["first_error"] > 0.2
+    assert result["error"] < 0.001
+    assert result["worst"] < 0.05
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_layer_softmax_learns_and_its_gradients_follow_the_closed_forms():
+    result = example("two_layer_softmax").main(["--backend", "numpy"])
+    assert result["gradient_difference"] < 1e-12
+    assert result["first_loss"] > 0.6
+    assert result["accuracy"] > 0.97
+    assert result["val_accuracy"] > 0.95
+
+
+def test_iris_three_layers_knows_the_flowers_held_out():
+    result = example("iris_three_layers").main(["--backend", "numpy"])
+    assert result["val_accuracy"] >= 0.9
+    assert result["accuracy"] >= 0.95
+    assert result["loss"] < 0.05
+
+
+def test_closed_form_gradients_are_the_librarys():
+    result = example("closed_form_gradients").main(["--backend", "numpy"])
+    assert result["layers"] < 1e-12
+    assert result["perceptron"] < 1e-14
+
+
+def test_digits_are_read():
+    result = example("digits").main(["--backend", "numpy"])
+    assert result["val_accuracy"] >= 0.97
+
+
+# On every row of the matrix
+
+
+@pytest.mark.xpnn_rows(dtypes="float32")
+@pytest.mark.parametrize("name", FLOAT32)
+def test_float32_example_runs_as_on_numpy(name, backend):
+    here = example(name).main(["--backend", backend.spec, *FLOAT32[name]])
+    reference = example(name).main(["--backend", "numpy", *FLOAT32[name]])
+    assert here == pytest.approx(reference, rel=2e-3)
+
+
+@pytest.mark.xpnn_rows(dtypes="float64")
+@pytest.mark.parametrize("name", FLOAT64)
+def test_float64_example_runs_as_on_numpy(name, backend):
+    here = example(name).main(["--backend", backend.spec, *FLOAT64[name]])
+    reference = example(name).main(["--backend", "numpy", *FLOAT64[name]])
+    for key, value in reference.items():
+        # Differences and residuals are rounding errors: small, and not the same twice.
+        assert here[key] == pytest.approx(value, rel=1e-9, abs=1e-10)
+
+
+@pytest.mark.xpnn_rows(dtypes="float64")
+def test_the_training_run_is_the_same_on_the_backend(backend):
+    arguments = ["--backend", backend.spec, "--epochs", "3"]
+    same_on_every_backend = example("same_on_every_backend")
+    assert same_on_every_backend.main([*arguments, "--dtype", "float32"])[backend.spec] < 1e-4
+    assert same_on_every_backend.main([*arguments, "--dtype", "float64"])[backend.spec] < 1e-12
+
+
+def test_same_on_every_backend_names_those_that_cannot_run(capsys, monkeypatch):
+    module = example("same_on_every_backend")
+    monkeypatch.setattr(module.xpnn, "available_backends", lambda: {"numpy": None, "cupy": "no driver here"})
+    assert module.main(["--epochs", "1"]) == {}
+    assert "cupy: not usable here: no driver here" in capsys.readouterr().out
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("name", [*FLOAT32, *FLOAT64, *sorted(OTHERS)])
+def test_unknown_backend_is_refused(name):
+    with pytest.raises(BackendError, match="unknown backend 'nonsense'; known: numpy"):
+        example(name).main(["--backend", "nonsense"])
+
+
+def run_file(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "backends")])
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_file_runs_as_a_script():
+    finished = run_file("closed_form_gradients", "--backend", "numpy", *FLOAT64["closed_form_gradients"])
+    assert finished.returncode == 0, finished.stderr
+    assert "perceptron: dc/dw" in finished.stdout
+
+
+def test_script_with_an_unknown_backend_says_so():
+    finished = run_file("xor_gate", "--backend", "nonsense")
+    assert finished.returncode != 0
+    assert "unknown backend 'nonsense'" in finished.stderr.splitlines()[-1]

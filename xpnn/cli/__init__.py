@@ -1,0 +1,5 @@
+"""The command `xpnn`."""
+
+from xpnn.cli.app import main, run
+
+__all__ = ["main", "run"]

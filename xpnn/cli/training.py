@@ -1,0 +1,309 @@
+"""`xpnn train`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xpnn import layers as all_layers
+from xpnn import saving
+from xpnn.backend import get_backend, host
+from xpnn.cli.output import check_destination
+from xpnn.data import DATASETS, Scaling, Table, Target, encode_target, load_dataset, read_table, split
+from xpnn.dispatch import Array
+from xpnn.errors import ConfigError, DataError
+from xpnn.network import Network
+from xpnn.optimizers import OPTIMIZERS
+from xpnn.random import check_seed
+
+# What a table gets whose reader proposes nothing better.
+_LAYERS = (64, 32)
+_ACTIVATION = "relu"
+_OPTIMIZER = "adam"
+_BATCH_SIZE = 32
+_VALIDATION = 0.2
+_STEPS = 3000
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `xpnn train` as they came; None where the user said nothing."""
+
+    data: str
+    target: str | None = None
+    task: str | None = None
+    drop: str | None = None
+    layers: str | None = None
+    activation: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    backend: str | None = None
+    seed: int = 0
+    validation: float | None = None
+    dtype: str = "float32"
+    patience: int | None = None
+    save: str | None = None
+    plot: str | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the network gets: standardised features, targets as numbers, and the way back."""
+
+    x: Array
+    y: Array
+    held_out_x: Array | None
+    held_out_y: Array | None
+    features: Scaling
+    targets: Scaling | None
+    target: Target
+
+
+def train_command(options: Options) -> bool:
+    """Read, prepare, train, report, save. Everything that can be refused is refused before the training starts.
+
+    Returns:
+        True if the user stopped the training.
+
+    Raises:
+        XpnnError: some input is not right.
+    """
+    check_seed(options.seed)
+    _check_choices(options)
+    backend = get_backend(options.backend)
+    backend.dtype(options.dtype)
+    table = _read(options)
+    optimizer = _optimizer(options, table.defaults)
+    hidden = _hidden_layers(options, table.defaults)
+    for path, what in ((options.save, "the model"), (options.plot, "the plot")):
+        if path is not None:
+            check_destination(path, what)
+    if options.plot is not None:
+        from xpnn.plotting import check_plot_path
+
+        check_plot_path(options.plot)
+    prepared = _prepare(table, options)
+
+    target = prepared.target
+    outputs = len(target.class_names) if target.task == "classification" else 1
+    network = Network(
+        *hidden,
+        all_layers.Dense(outputs),
+        backend=backend,
+        dtype=options.dtype,
+        seed=options.seed,
+        input_shape=(len(table.features),),
+    )
+    if not options.quiet:
+        _print_plan(options, table, prepared, network)
+    history = _fit(network, prepared, options, table.defaults, optimizer)
+    if history.interrupted:
+        print(f"stopped by Ctrl-C after {len(history.epochs)} complete epochs; what was learnt so far is kept")
+    print(_result(network, prepared))
+    if options.plot is not None:
+        from xpnn.plotting import plot_history
+
+        plot_history(history, options.plot, title=f"{Path(options.data).name}: loss")
+        print(f"loss curves: {options.plot}")
+    if options.save is None:
+        print("the model is not saved; give --save model.safetensors to keep it")
+    else:
+        saving.save(network, options.save, _metadata(table, prepared))
+        print(f"model: {options.save} ({os.path.getsize(options.save):,} bytes)")
+    return bool(history.interrupted)
+
+
+def _check_choices(options: Options) -> None:
+    if options.task not in (None, "classification", "regression"):
+        raise ConfigError(f"--task {options.task!r} is unknown; choose classification or regression")
+    if options.dtype not in ("float32", "float64"):
+        raise ConfigError(f"--dtype {options.dtype!r} is not supported; choose float32 or float64")
+    if options.validation is not None and not 0 <= options.validation < 1:
+        raise ConfigError(f"--validation {options.validation:g} is out of range; give a share from 0 to below 1")
+    rate = options.learning_rate
+    if rate is not None and not (rate > 0 and math.isfinite(rate)):
+        raise ConfigError(f"--lr {rate:g} is out of range; give a positive number")
+
+
+def _read(options: Options) -> Table:
+    """The data set that was asked for. A built-in name wins over a file of that name; ./name is the file."""
+    drop = [name for name in (options.drop or "").split(",") if name]
+    if options.data in DATASETS:
+        if options.target is not None or drop:
+            raise ConfigError(
+                f"the data set {options.data!r} has its own target and columns; leave out --target, --drop"
+            )
+        return load_dataset(options.data)
+    if not Path(options.data).exists():
+        raise DataError(
+            f"{options.data!r} is no file, no folder and no built-in data set; those are: {', '.join(DATASETS)}"
+        )
+    return read_table(options.data, options.target, drop)
+
+
+def _hidden_layers(options: Options, defaults: dict[str, Any]) -> list[Any]:
+    """Dense, activation, Dense, activation, ... from --layers and --activation."""
+    sizes = defaults.get("layers", _LAYERS)
+    if options.layers is not None:
+        sizes = _sizes(options.layers)
+    kind = activation_class(options.activation or defaults.get("activation", _ACTIVATION))
+    layers: list[Any] = []
+    for units in sizes:
+        layers += [all_layers.Dense(units), kind()]
+    return layers
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if text.strip().lower() == "none":
+        return ()
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise ConfigError(f"--layers {text!r} is not understood; write positive whole numbers as in 64,32, or none")
+    return sizes
+
+
+def activation_class(name: str) -> Any:
+    """The activation layer of a name such as "relu", "leaky_relu" or "LeakyReLU". Raises ConfigError if none has it."""
+    table = {}
+    for label, each in vars(all_layers).items():
+        if inspect.isclass(each) and issubclass(each, all_layers.Activation) and each is not all_layers.Activation:
+            table[label.lower()] = each
+    wanted = name.lower().replace("_", "").replace("-", "")
+    if wanted not in table:
+        raise ConfigError(f"--activation {name!r} is unknown; known: {', '.join(sorted(table))}")
+    return table[wanted]
+
+
+def _optimizer(options: Options, defaults: dict[str, Any]) -> Any:
+    """The optimizer of --optimizer with --lr; the data set's own rate is meant for the default optimizer alone."""
+    name = options.optimizer or _OPTIMIZER
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"--optimizer {name!r} is unknown; known: {', '.join(sorted(OPTIMIZERS))}")
+    kind = OPTIMIZERS[name]
+    rate = options.learning_rate
+    if rate is None and name == _OPTIMIZER:
+        rate = defaults.get("learning_rate")
+    if rate is None:
+        return kind()
+    if "learning_rate" not in inspect.signature(kind).parameters:
+        raise ConfigError(f"--optimizer {name} finds its own learning rate; leave out --lr")
+    return kind(learning_rate=rate)
+
+
+def _prepare(table: Table, options: Options) -> Prepared:
+    """Encode, split, standardise. Means and scales come from the training part alone."""
+    xp = host().xp
+    x, y = table.x, table.y
+    given = None if options.validation is not None else table.held_out
+    if given is not None:
+        x, y = xp.concat([x, given.x]), xp.concat([y, given.y])
+    target = encode_target(y, table.target, options.task or table.task, table.class_names)
+    share = _VALIDATION if options.validation is None else options.validation
+    if given is not None:
+        rows, held_out = xp.arange(len(table.x)), xp.arange(len(table.x), len(x))
+    elif share == 0 or (options.validation is None and not table.split):
+        rows, held_out = xp.arange(len(x)), None
+    else:
+        rows, held_out = split(target, share, options.seed)
+    scaling = Scaling.of(x[rows], together=table.image)
+    values, target_scaling = target.values, None
+    if target.task == "regression":
+        # One output column, of size about 1 like the features: the learning rate then fits every unit of measure.
+        values = values[:, None]
+        target_scaling = Scaling.of(values[rows])
+        values = target_scaling.apply(values)
+    return Prepared(
+        x=scaling.apply(x[rows]),
+        y=values[rows],
+        held_out_x=None if held_out is None else scaling.apply(x[held_out]),
+        held_out_y=None if held_out is None else values[held_out],
+        features=scaling,
+        targets=target_scaling,
+        target=target,
+    )
+
+
+def _print_plan(options: Options, table: Table, prepared: Prepared, network: Network) -> None:
+    target = prepared.target
+    if target.task == "classification":
+        names = ", ".join(target.class_names[:6]) + (", ..." if len(target.class_names) > 6 else "")
+        what = f"classification of {table.target!r} into {len(target.class_names)} classes ({names})"
+    else:
+        what = f"regression of {table.target!r}"
+    held_out = 0 if prepared.held_out_x is None else len(prepared.held_out_x)
+    count = sum(math.prod(entry.parameter.shape) for entry in network.layout.entries)
+    print(f"{options.data}: {what}")
+    print(f"{len(prepared.x)} samples to train on, {held_out} held out; {len(table.features)} features, standardised")
+    print(f"network: {', '.join(map(repr, network.root.layers))}")
+    print(f"{count:,} parameters in {network.dtype} on {network.backend.spec}, seed {network.seed}", flush=True)
+
+
+def _fit(network: Network, prepared: Prepared, options: Options, defaults: dict[str, Any], optimizer: Any) -> Any:
+    batch_size = options.batch_size or defaults.get("batch_size", _BATCH_SIZE)
+    samples = len(prepared.x)
+    steps_in_epoch = math.ceil(samples / min(batch_size or samples, samples))
+    epochs = options.epochs or defaults.get("epochs") or min(max(_STEPS // steps_in_epoch, 10), 200)
+    classes = prepared.target.task == "classification"
+    callbacks: list[Any] = []
+    if options.patience is not None:
+        from xpnn.training import EarlyStopping
+
+        monitor = "loss" if prepared.held_out_x is None else "val_loss"
+        callbacks.append(EarlyStopping(monitor=monitor, patience=options.patience, restore_best=True))
+    with warnings.catch_warnings():
+        # A training that diverges ends in an error of its own; NumPy's warnings would come before it.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return network.fit(
+            prepared.x,
+            prepared.y,
+            loss="cross_entropy" if classes else "mse",
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_data=None if prepared.held_out_x is None else (prepared.held_out_x, prepared.held_out_y),
+            metrics=["accuracy"] if classes else [],
+            verbose=False if options.quiet else "auto",
+            callbacks=callbacks,
+        )
+
+
+def _result(network: Network, prepared: Prepared) -> str:
+    """The final metrics, on what was held out if anything was, in the target's own units."""
+    xp = host().xp
+    x, y, part = prepared.held_out_x, prepared.held_out_y, "validation"
+    if x is None or y is None:
+        x, y, part = prepared.x, prepared.y, "training"
+    output = xp.astype(network.predict(x), xp.float64)
+    if prepared.targets is None:
+        right = int(xp.sum(xp.argmax(output, axis=-1) == y))
+        return f"{part} accuracy {right / len(y):.4f} ({right} of {len(y)})"
+    truth = prepared.targets.undo(y)
+    residual = prepared.targets.undo(output) - truth
+    rmse = float(xp.sqrt(xp.mean(residual**2)))
+    spread = float(xp.sum((truth - xp.mean(truth)) ** 2))
+    r2 = f"{1 - float(xp.sum(residual**2)) / spread:.4f}" if spread > 0 else "undefined (all targets are equal)"
+    return f"{part} RMSE {rmse:.6g}, R2 {r2} ({len(y)} samples)"
+
+
+def _metadata(table: Table, prepared: Prepared) -> dict[str, Any]:
+    """What `xpnn predict` needs besides the network."""
+    target = prepared.target
+    return {
+        "task": target.task,
+        "target": table.target,
+        "features": list(table.features),
+        "class_names": list(target.class_names),
+        "feature_scaling": prepared.features.to_json(),
+        "target_scaling": None if prepared.targets is None else prepared.targets.to_json(),
+    }

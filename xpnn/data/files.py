@@ -1,0 +1,269 @@
+"""Tables from CSV, Parquet and NPZ files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from xpnn.backend import host
+from xpnn.data.idx import read_idx_folder, read_idx_images
+from xpnn.data.table import Table
+from xpnn.dispatch import Array
+from xpnn.errors import DataError
+
+# What stands for "no value" in a column of numbers. In the target only the empty cell does: a class may be called "NA".
+_MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A", "?")
+
+_NEEDS_PANDAS = {".csv", ".tsv", ".txt", ".parquet", ".pq"}
+
+
+def read_table(path: str | os.PathLike[str], target: str | None, drop: Iterable[str] = ()) -> Table:
+    """A file with a target, for training.
+
+    Args:
+        path: CSV (.csv, .tsv, .txt; also .gz), Parquet (.parquet, .pq), NPZ (.npz), or a folder of MNIST's IDX files.
+        target: the column to be predicted; for NPZ the name of the array, "y" without one; not used for IDX.
+        drop: columns that are not to be used.
+
+    Raises:
+        DataError: the file cannot be read, or is no table of finite numbers with that target.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_idx_folder(path)
+    _require_file(path)
+    if path.suffix == ".npz":
+        return _table_from_npz(path, target)
+    frame = _frame(path, target)
+    if target is None:
+        raise DataError(f"which column is to be predicted? Give --target; {_columns(frame)}")
+    _require_columns(path, frame, [target, *drop])
+    features = [name for name in frame.columns if name != target and name not in set(drop)]
+    if not features:
+        raise DataError(f"{str(path)!r} has no column besides the target {target!r}")
+    return Table(_numbers(path, frame, features), _target(path, frame[target]), tuple(features), target)
+
+
+def read_features(path: str | os.PathLike[str], features: tuple[str, ...]) -> Array:
+    """The named columns of a file, in that order, for prediction: (samples, features), float64.
+
+    A file without column names (NPZ, IDX) must have as many features as there are names.
+
+    Raises:
+        DataError: the file cannot be read, lacks columns (all are listed), or has a cell that is no finite number.
+    """
+    path = Path(path)
+    _require_file(path)
+    if path.suffix == ".npz":
+        arrays = _arrays(path)
+        x = _samples(path, *_pick_inputs(path, arrays, None))
+    elif _kind(path) in _NEEDS_PANDAS:
+        frame = _frame(path, None)
+        _require_columns(path, frame, features)
+        return _numbers(path, frame, list(features))
+    elif "idx" in path.name:
+        x = read_idx_images(path).x
+    else:
+        raise _unknown_kind(path)
+    if x.shape[1] != len(features):
+        raise DataError(f"{str(path)!r} has {x.shape[1]} features, the model wants {len(features)}")
+    return x
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{str(path)!r} is a folder; give a file")
+    if not path.is_file():
+        raise DataError(f"there is no file {str(path)!r}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{str(path)!r} is empty")
+
+
+def _kind(path: Path) -> str:
+    """The ending of the name, without ".gz"."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _unknown_kind(path: Path) -> DataError:
+    return DataError(f"{str(path)!r}: files of kind {path.suffix or path.name!r} are not read; {_KINDS}")
+
+
+_KINDS = "use .csv, .tsv, .txt, .parquet, .npz, or a folder of MNIST's IDX files"
+
+
+def _frame(path: Path, target: str | None) -> Any:
+    """The file as a pandas data frame with at least one row."""
+    suffix = _kind(path)
+    if suffix not in _NEEDS_PANDAS:
+        raise _unknown_kind(path)
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise DataError(
+            f'{suffix} files are read with pandas, which does not load ({error}); pip install "xpnn[data]"'
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            # Rows that are longer than the header are cut short by pandas, with a warning; here they are an error.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_parquet(path) if suffix in (".parquet", ".pq") else _read_csv(path, target)
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{str(path)!r} is empty") from None
+    except ImportError as error:
+        raise DataError(f'{str(path)!r} cannot be read: {_first_line(error)}; pip install "xpnn[data]"') from None
+    except Exception as error:  # pandas and pyarrow raise many kinds for a file that they cannot make sense of
+        raise DataError(f"{str(path)!r} cannot be read as {suffix[1:]}: {_first_line(error)}") from None
+    frame.columns = [str(name) for name in frame.columns]
+    if len(frame) == 0:
+        raise DataError(f"{str(path)!r} has a header and no rows")
+    return frame
+
+
+def _read_csv(path: Path, target: str | None) -> Any:
+    import pandas as pd
+
+    separator = "," if path.suffix == ".gz" else _separator(path)
+    names = [str(name) for name in pd.read_csv(path, sep=separator, nrows=0).columns]
+    missing = {name: [""] if name == target else list(_MISSING) for name in names}
+    return pd.read_csv(path, sep=separator, keep_default_na=False, na_values=missing, low_memory=False, index_col=False)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _separator(path: Path) -> str:
+    """The sign between columns: the most frequent one of the first line."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+    return max(",", ";", "\t", key=line.count)
+
+
+def _columns(frame: Any) -> str:
+    names = list(frame.columns)
+    shown = ", ".join(repr(name) for name in names[:12])
+    return f"the columns are {shown}{f' and {len(names) - 12} more' if len(names) > 12 else ''}"
+
+
+def _require_columns(path: Path, frame: Any, wanted: Iterable[str]) -> None:
+    missing = [name for name in wanted if name not in frame.columns]
+    if missing:
+        listed = ", ".join(repr(name) for name in missing)
+        noun = "column" if len(missing) == 1 else "columns"
+        raise DataError(f"{str(path)!r} has no {noun} {listed}; {_columns(frame)}")
+
+
+def _numbers(path: Path, frame: Any, names: list[str]) -> Array:
+    """Columns as one float64 array. Raises DataError for the first cell that is no finite number."""
+    import pandas as pd
+
+    xp = host().xp
+    columns = []
+    for name in names:
+        column = frame[name]
+        if column.isna().any():
+            row = int(column.isna().to_numpy().argmax())
+            raise DataError(f"{str(path)!r}: column {name!r} has no value in row {row + 1}; {_DROP.format(name)}")
+        numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
+        if not numeric:
+            parsed = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy()
+            row = int(parsed.argmax())
+            raise DataError(
+                f"{str(path)!r}: column {name!r} is to hold numbers, and has {str(column.iloc[row])[:40]!r} "
+                f"in row {row + 1}; {_DROP.format(name)}"
+            )
+        values = column.to_numpy(dtype=xp.float64)
+        infinite = ~xp.isfinite(values)
+        if infinite.any():
+            row = int(infinite.argmax())
+            raise DataError(f"{str(path)!r}: column {name!r} is {values[row]} in row {row + 1}; {_DROP.format(name)}")
+        columns.append(values)
+    return xp.stack(columns, axis=1)
+
+
+_DROP = "mend the file, or leave the column out with --drop {!r}"
+
+
+def _target(path: Path, column: Any) -> Array:
+    """The target column as a host array of numbers, or of text."""
+    import pandas as pd
+
+    if column.isna().any():
+        row = int(column.isna().to_numpy().argmax())
+        raise DataError(f"{str(path)!r}: the target {column.name!r} has no value in row {row + 1}")
+    if pd.api.types.is_bool_dtype(column):
+        return host().xp.asarray([str(bool(value)) for value in column])
+    if pd.api.types.is_numeric_dtype(column):
+        kind = "int64" if pd.api.types.is_integer_dtype(column) else "float64"
+        return column.to_numpy(dtype=kind)
+    return host().xp.asarray([str(value) for value in column])
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an NPZ file. Pickled objects are refused: they could run code."""
+    xp = host().xp
+    try:
+        with xp.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise DataError(f"{str(path)!r} is no NPZ file")
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{str(path)!r} cannot be read as npz: {_first_line(error)}") from None
+
+
+def _pick_inputs(path: Path, arrays: dict[str, Array], target: str | None) -> tuple[str, Array]:
+    """The array of inputs: "X" or "x", or the only one that is not the target."""
+    for name in ("X", "x"):
+        if name in arrays and name != target:
+            return name, arrays[name]
+    others = [name for name in arrays if name != target]
+    if len(others) == 1:
+        return others[0], arrays[others[0]]
+    raise DataError(f"{str(path)!r} has no array 'X' for the inputs; it has: {', '.join(map(repr, arrays)) or 'none'}")
+
+
+def _samples(path: Path, name: str, array: Array) -> Array:
+    """An array as (samples, features) in float64; further axes are flattened."""
+    xp = host().xp
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{str(path)!r}: the array {name!r} holds {array.dtype}, wants numbers")
+    if array.ndim == 0 or array.size == 0:
+        raise DataError(f"{str(path)!r}: the array {name!r} has shape {array.shape}: there are no samples in it")
+    rows = xp.astype(xp.reshape(array, (array.shape[0], -1)), xp.float64)
+    if not xp.isfinite(rows).all():
+        row, column = (int(index[0]) for index in xp.nonzero(~xp.isfinite(rows)))
+        raise DataError(f"{str(path)!r}: the array {name!r} is {rows[row, column]} in sample {row}, feature {column}")
+    return rows
+
+
+def _table_from_npz(path: Path, target: str | None) -> Table:
+    arrays = _arrays(path)
+    wanted = target or "y"
+    if wanted not in arrays:
+        raise DataError(
+            f"{str(path)!r} has no array {wanted!r} for the target (choose one with --target); "
+            f"it has: {', '.join(map(repr, arrays)) or 'none'}"
+        )
+    name, inputs = _pick_inputs(path, arrays, wanted)
+    x = _samples(path, name, inputs)
+    y = arrays[wanted]
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = host().xp.reshape(y, (-1,))
+    if y.ndim != 1 or y.dtype.kind not in "biufU":
+        raise DataError(
+            f"{str(path)!r}: the target {wanted!r} has shape {y.shape} and holds {y.dtype}; "
+            "wants one number or text for each sample"
+        )
+    if len(y) != len(x):
+        raise DataError(f"{str(path)!r}: {name!r} has {len(x)} samples, the target {wanted!r} has {len(y)}")
+    if y.dtype.kind == "b":
+        y = host().xp.asarray([str(bool(value)) for value in y])
+    features = tuple(f"x{index}" for index in range(x.shape[1]))
+    return Table(x, y, features, wanted, image=inputs.ndim > 2)

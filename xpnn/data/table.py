@@ -1,0 +1,37 @@
+"""What every reader gives: samples, targets, and what their columns are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from xpnn.dispatch import Array
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data set as it was read, on the host.
+
+    Attributes:
+        x: (samples, features), float64; finite.
+        y: (samples,), numbers or text as they stood in the file; None where the file is read without a target.
+        features: the names of the columns of x.
+        target: the name of y.
+        task: "classification" or "regression" where the data set says so, else None.
+        class_names: the names of the classes 0, 1, ... where y holds their numbers, else ().
+        image: True if the features are pixels, which are all scaled alike.
+        held_out: a second table for validation, where the data set comes with one.
+        split: False for a data set that is learnt as a whole, such as the four points of XOR.
+        defaults: options of `xpnn train` that work well for this data set.
+    """
+
+    x: Array
+    y: Array | None
+    features: tuple[str, ...]
+    target: str = "y"
+    task: str | None = None
+    class_names: tuple[str, ...] = ()
+    image: bool = False
+    held_out: Table | None = None
+    split: bool = True
+    defaults: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,40 @@
+"""An optimizer's memory in a new layout, or on another device."""
+
+from __future__ import annotations
+
+from xpnn.backend import Backend
+from xpnn.optimizers.optimizer import Optimizer, Slots
+from xpnn.parameters import Layout, Vector
+
+
+def move_slots(
+    optimizer: Optimizer,
+    slots: Slots,
+    old: Layout,
+    source: Backend,
+    theta: Vector,
+    new: Layout,
+    target: Backend,
+) -> Slots:
+    """The slots, laid out as `new` and placed on `target`, each parameter's part found by name.
+
+    A parameter that was frozen before begins with the memory that a fresh training would give it.
+
+    Args:
+        optimizer: knows what fresh slots look like.
+        slots: the memory so far.
+        old: its layout.
+        source: where it lies.
+        theta: the parameters in the new place, in the new layout.
+        new: the new layout.
+        target: the new place.
+    """
+    with target.context():
+        fresh = optimizer.initial_slots(theta, new)
+    moved: Slots = {}
+    for slot, vector in slots.items():
+        parts = {name: target.to_host(part) for name, part in new.split(fresh[slot]).items()}
+        known = {name: source.to_host(part) for name, part in old.split(vector).items() if name in parts}
+        joined = new.join({**parts, **known})
+        moved[slot] = tuple(target.asarray(block, new.dtype) for block in joined)
+    return moved

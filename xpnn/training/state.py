@@ -1,0 +1,29 @@
+"""What a training needs to be continued."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xpnn.losses.loss import Loss
+from xpnn.metrics import Metric
+from xpnn.optimizers.optimizer import Optimizer, Slots
+
+
+class TrainingState(NamedTuple):
+    """The state of a training between two epochs; `fit(..., resume=True)` goes on from it, and model files carry it.
+
+    Attributes:
+        optimizer: its settings.
+        loss: the loss that is trained on.
+        metrics: what is watched besides.
+        slots: the optimizer's memory, vectors of the layout of the network's parameters.
+        step: how many steps were taken.
+        epoch: how many epochs were completed.
+    """
+
+    optimizer: Optimizer
+    loss: Loss
+    metrics: tuple[Metric, ...]
+    slots: Slots
+    step: int
+    epoch: int
