@@ -1,10 +1,11 @@
 """Handwritten digits: 1797 real images of 8 x 8 pixels, read by a network with one hidden layer.
 
-    h      = max(x W_1 + b_1, 0)       x: the 64 pixels as a row, from 0 to 1
+    h      = max(x W_1 + b_1, 0)       x: the 64 pixels as a row, from 0 to 1; h: 256 units
     scores = h W_2 + b_2               one score for each digit
     L      = -mean log softmax(scores)[label]
 
-trained by Adam on mini-batches. A fifth of the images, chosen by the seed, is held out.
+trained by Adam on mini-batches, in which each unit of h is dropped with probability 0.3. A fifth of the images, chosen
+by the seed, is held out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, print the accuracy on the images held out, and return the last loss and accuracies."""
     parser = argparse.ArgumentParser(description="Handwritten digits")
     parser.add_argument("--backend", help="such as numpy, cupy or torch; xpnn's own choice if not given")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the split and of the network")
     options = parser.parse_args(arguments)
 
@@ -29,7 +30,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     trained_on, held_out = split(target, 0.2, options.seed)
 
     net = xpnn.Network(
-        xpnn.Dense(128), xpnn.ReLU(), xpnn.Dense(10), backend=options.backend, dtype="float32", seed=options.seed
+        xpnn.Dense(256),
+        xpnn.ReLU(),
+        xpnn.Dropout(0.3),
+        xpnn.Dense(10),
+        backend=options.backend,
+        dtype="float32",
+        seed=options.seed,
     )
     history = net.fit(
         images[trained_on],

@@ -5,7 +5,7 @@ The solution is the minimum of
     F(x)      = ||A x - b||^2
     grad F(x) = 2 A^T (A x - b)
 
-and descent goes against the gradient from x_0 = 0:
+and descent goes against the gradient, from a random x_0:
 
     x_{k+1} = x_k - eta grad F(x_k)
 
@@ -30,9 +30,8 @@ b = [[7.0], [6.0], [-2.0], [4.0]]  # the solution is (1, 2, -1, 1)
 
 
 def unknown(backend: Any) -> xpnn.Network:
-    """The network a -> a x, with x = 0 at first."""
-    zero = xpnn.initializers.Zeros()
-    return xpnn.Network(xpnn.Dense(4, 1, bias=False, weight_initializer=zero), backend=backend, dtype="float64")
+    """The network a -> a x, with a random x at first."""
+    return xpnn.Network(xpnn.Dense(4, 1, bias=False), backend=backend, dtype="float64", seed=0)
 
 
 def report(backend: Any, name: str, net: xpnn.Network, steps: int) -> float:
@@ -59,7 +58,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     xp = backend.xp
     F = xpnn.MSE(reduction="sum")
 
-    # The gradient at x = 0, from the library and from the formula.
+    # The gradient at x_0, from the library and from the formula.
     net = unknown(backend)
     _, gradients = net.loss_and_gradients(A, b, loss=F)
     matrix, right_side, x = backend.asarray(A, "float64"), backend.asarray(b, "float64"), net.parameters["0.weight"]

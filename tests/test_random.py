@@ -71,7 +71,7 @@ def test_uniform_lies_inside_the_open_interval_and_is_uniform():
     values = random.uniform(3, 0, 0, (200, 500))
     assert values.shape == (200, 500)
     assert values.dtype == np.float64
-    assert 0.0 < values.min()
+    assert values.min() > 0.0
     assert values.max() < 1.0
     # The standard error of the mean of 1e5 numbers is 0.0009, that of the variance 0.00024; five of each are allowed.
     assert abs(values.mean() - 0.5) < 0.0046

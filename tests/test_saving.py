@@ -114,6 +114,25 @@ def test_a_training_resumed_in_a_new_process_is_bit_identical(tmp_path, dtype):
             assert np.array_equal(mine, theirs), slot
 
 
+@pytest.mark.parametrize("name", sorted(xpnn.optimizers.OPTIMIZERS))
+def test_every_optimizer_continues_where_it_was(tmp_path, name):
+    x, y = data()
+    options = {"loss": "cross_entropy", "metrics": ["accuracy"], "batch_size": None, "verbose": 0}
+    optimizer = xpnn.optimizers.OPTIMIZERS[name](ema=0.9)
+    whole = network()
+    whole.fit(x, y, optimizer=optimizer, epochs=6, **options)
+    half = network()
+    half.fit(x, y, optimizer=optimizer, epochs=3, **options)
+    half.save(tmp_path / "m.safetensors")
+    again = xpnn.Network.load(tmp_path / "m.safetensors", backend="numpy")
+    assert again.training.optimizer == optimizer
+    assert again.training.metrics == half.training.metrics
+    again.fit(x, y, epochs=3, batch_size=None, resume=True, verbose=0)
+    for parameter, value in on_host(whole).items():
+        assert np.array_equal(on_host(again)[parameter], value), parameter
+    assert set(again.training.slots) == set(whole.training.slots)
+
+
 def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 

@@ -378,9 +378,7 @@ def _kind_of_type(kind: type) -> Kind | None:
             if isinstance(loaded, str):
                 return None
             overrides = dict(loaded.overrides)
-            return Kind(
-                name, loaded.namespace(), loaded.device_of, loaded.one_device, overrides, loaded.device_label
-            )
+            return Kind(name, loaded.namespace(), loaded.device_of, loaded.one_device, overrides, loaded.device_label)
     return None
 
 

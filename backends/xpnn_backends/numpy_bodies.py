@@ -85,7 +85,7 @@ def pack(*arrays: Any, starts: tuple[int, ...], size: int) -> tuple[Any, Any]:
 
 def cross_entropy(logits: Any, labels: Any, weight: Any = None, **options: Any) -> tuple[Any, Any]:
     """The mean over plain integer labels, picked by index where the generic body multiplies by one-hot rows."""
-    plain = weight is None and logits.ndim == 2 and labels.ndim == 1 and logits.size
+    plain = weight is None and logits.ndim == 2 and labels.shape == logits.shape[:1] and logits.size
     if not plain or labels.dtype.kind != "i" or not _all_default(options):
         return OPS["cross_entropy"].generic(logits, labels, weight, **options)
     rows = np.arange(labels.size)
@@ -182,12 +182,10 @@ def adam(
     rate = learning_rate / correction1 * scale
     floor = epsilon * scale
     decays = isinstance(decay, np.ndarray)
-    work = np.empty(min(theta.size, _CHUNK), theta.dtype)
     arrays = (theta, gradient, first_moment, second_moment, *((decay,) if decays else ()))
     for part, slope, first, second, *shares in _chunks(*arrays):
-        buffer = work[: part.size]
         first *= beta1
-        np.multiply(slope, 1.0 - beta1, out=buffer)
+        buffer = slope * (1.0 - beta1)
         first += buffer
         second *= beta2
         np.multiply(slope, 1.0 - beta2, out=buffer)
@@ -224,8 +222,8 @@ _CHUNK = 32768
 
 
 def _chunks(*arrays: Any) -> Any:
-    """Views of the arrays, piece by piece; whole if they are small."""
-    if arrays[0].size <= _CHUNK:
+    """Views of the arrays, piece by piece; whole if they are small, or not contiguous (flattening would copy them)."""
+    if arrays[0].size <= _CHUNK or not all(array.flags.c_contiguous for array in arrays):
         return (arrays,)
     flat = [array.reshape(-1) for array in arrays]
     return (tuple(array[start : start + _CHUNK] for array in flat) for start in range(0, arrays[0].size, _CHUNK))

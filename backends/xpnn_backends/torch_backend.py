@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import array_api_compat.torch
+import numpy as np
 import torch
 
 from xpnn.backend import Backend
@@ -83,7 +84,12 @@ class TorchBackend(Backend):
 
     def asarray(self, x: Any, dtype: str | None = None) -> Any:
         # xpnn has its own derivatives: a tensor that asks for autograd's is taken without them.
-        return super().asarray(x.detach() if isinstance(x, torch.Tensor) else x, dtype)
+        if isinstance(x, torch.Tensor):
+            x = x.detach()
+        elif isinstance(x, np.ndarray) and not (x.flags.writeable and x.flags.c_contiguous and x.dtype.isnative):
+            # PyTorch shares a host array's memory, and cannot do so with all of NumPy's: such an array is copied.
+            x = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
+        return super().asarray(x, dtype)
 
     def to_host(self, x: Any) -> Any:
         return x.detach().cpu().numpy()

@@ -20,6 +20,14 @@ def test_host_arrays_travel_there_and_back(backend, dtype):
     np.testing.assert_array_equal(back, host)
 
 
+@pytest.mark.parametrize("change", [lambda x: x[::-1], lambda x: x.T, lambda x: x.astype(">f8"), lambda x: x[:, ::2]])
+def test_host_arrays_of_any_layout_travel(backend, dtype, change):
+    host = change(np.arange(12.0).reshape(3, 4))
+    host.flags.writeable = False
+    np.testing.assert_array_equal(backend.to_host(backend.asarray(host, dtype)), host)
+    np.testing.assert_array_equal(backend.to_host(backend.asarray(host.astype(dtype))), host)
+
+
 def test_asarray_converts_its_own_arrays(backend, dtype):
     integers = backend.asarray(np.arange(3), "int64")
     converted = backend.asarray(integers, dtype)

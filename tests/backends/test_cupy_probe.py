@@ -83,6 +83,8 @@ def load(monkeypatch):
         cupy.ones = lambda shape, dtype: FakeArray(one, **errors)
         compat = types.ModuleType("array_api_compat.cupy")
         monkeypatch.setitem(sys.modules, "cupy", None if import_error else cupy)
+        for name in ("cupyx", "cupyx.scipy", "cupyx.scipy.special"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         monkeypatch.setitem(sys.modules, "array_api_compat.cupy", compat)
         monkeypatch.setattr(array_api_compat, "cupy", compat, raising=False)
         # Set before it is deleted, so that the fake's module is gone afterwards whether or not a real one was there.

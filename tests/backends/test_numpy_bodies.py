@@ -43,6 +43,21 @@ def test_donated_update_equals_the_generic_one(case, length, dtype):
 
 
 @pytest.mark.parametrize("case", DONATING, ids=lambda case: case.id)
+def test_donated_update_of_a_matrix_that_is_not_contiguous(case):
+    arguments = drawn(case, "float64", 2 * (numpy_bodies._CHUNK + 8))
+    arguments = [a.reshape(8, -1).T if isinstance(a, np.ndarray) else a for a in arguments]
+    want = values_of(OPS[case.op].generic(*copies(arguments), **case.options))
+    got = values_of(
+        OPS[case.op](
+            *[np.copy(a, order="K") if isinstance(a, np.ndarray) else a for a in arguments],
+            **{**case.options, "donate": True},
+        )
+    )
+    for mine, reference in zip(got, want, strict=True):
+        np.testing.assert_allclose(mine, reference, rtol=0, atol=1e-14 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("case", DONATING, ids=lambda case: case.id)
 def test_only_theta_and_the_slots_are_donated(case):
     arguments = drawn(case, "float64")
     names = list(inspect.signature(OPS[case.op].generic).parameters)

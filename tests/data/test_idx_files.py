@@ -88,7 +88,7 @@ def test_a_folder(tmp_path, compress):
     write_mnist(tmp_path, images, labels, second, second_labels, compress=compress)
     table = read_idx_folder(tmp_path)
     assert np.array_equal(table.x, images.reshape(5, 12))
-    assert table.x.dtype == np.float64
+    assert table.x.dtype == np.float32
     assert np.array_equal(table.y, labels)
     assert table.features[-1] == "pixel11"
     assert np.array_equal(table.held_out.x, second.reshape(2, 12))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -123,7 +125,7 @@ def test_advice_behind_a_softmax():
 # --- batches and the data set -----------------------------------------------------------------------------------------
 
 
-def batches_and_whole(loss, targets, backend, dtype, weighted, cuts=(0, 3, 4, 4, 10)):
+def batches_and_whole(loss, targets, backend, dtype, weighted, cuts=(0, 6, 10)):
     """The loss of ten samples, and the same put together from batches as `total_weight` says."""
     rng = np.random.default_rng(11)
     shape = (10, 2, 3) if isinstance(loss, CLASS_LOSSES) else (10, 3)
@@ -137,7 +139,7 @@ def batches_and_whole(loss, targets, backend, dtype, weighted, cuts=(0, 3, 4, 4,
 
     whole = read(loss(prediction, target, weight)[0])
     total, total_weight = 0.0, 0.0
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in pairwise(cuts):
         rows = (slice(start, stop), ...)
         part = None if weight is None else weight[start:stop]
         with backend.context(), backend.discipline():
@@ -187,7 +189,7 @@ def test_losses_of_batches_make_up_the_whole(backend, dtype, name, weighted):
 @pytest.mark.parametrize("kind", CLASS_LOSSES)
 def test_class_losses_of_batches_make_up_the_whole(backend, dtype, kind, options, weighted):
     labels = np.random.default_rng(13).integers(0, 3, (10, 2))
-    labels[3, :] = options.get("ignore_index", 0)  # one batch holds nothing that counts
+    labels[6:, :] = options.get("ignore_index", 0)  # the second batch may hold nothing that counts
     whole, combined = batches_and_whole(kind(**options), backend.asarray(labels, "int64"), backend, dtype, weighted)
     assert combined == pytest.approx(whole, rel=tolerance(dtype))
     assert whole != 0.0

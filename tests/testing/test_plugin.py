@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy
 import pytest
-import xpnn_backends
 
 import xpnn
+import xpnn_backends
 
 pytest_plugins = ["pytester"]
 

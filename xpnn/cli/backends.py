@@ -10,7 +10,7 @@ _HEADER = ("backend", "version", "usable", "devices, or why not")
 
 
 def backends_table() -> str:
-    """Every known backend in a line: version, whether usable, devices or why not; then the ops with code of their own."""
+    """Every known backend: version, whether usable, devices or why not; then the ops with code of their own."""
     found = describe_backends()
     lines = [
         (

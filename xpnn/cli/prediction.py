@@ -32,10 +32,10 @@ def predict_command(model: str, file: str, output: str | None, backend: str | No
             "Use Network.load(...).predict(...)"
         ) from None
     if output is not None:
-        check_destination(output, "the predictions")
+        check_destination(output, "the predictions", keep=[model, file])
     x = _inputs(file, features)
     network = Network.load(model, backend=backend)
-    result = network.predict(scaling.apply(x))
+    result = network.predict(scaling.apply(x, network.dtype))
     text = _class_rows(result, target, class_names) if targets is None else _number_rows(targets.undo(result), target)
     if output is None:
         sys.stdout.write(text)

@@ -85,7 +85,9 @@ def train_command(options: Options) -> bool:
     hidden = _hidden_layers(options, table.defaults)
     for path, what in ((options.save, "the model"), (options.plot, "the plot")):
         if path is not None:
-            check_destination(path, what)
+            check_destination(path, what, keep=[options.data])
+    if options.save is not None and options.plot is not None:
+        check_destination(options.plot, "the plot", keep=[options.save])
     if options.plot is not None:
         from xpnn.plotting import check_plot_path
 
@@ -107,6 +109,8 @@ def train_command(options: Options) -> bool:
     history = _fit(network, prepared, options, table.defaults, optimizer)
     if history.interrupted:
         print(f"stopped by Ctrl-C after {len(history.epochs)} complete epochs; what was learnt so far is kept")
+    elif history.stopped:
+        print(f"stopped early by {history.stopped}, whose weights are taken")
     print(_result(network, prepared))
     if options.plot is not None:
         from xpnn.plotting import plot_history
@@ -203,20 +207,21 @@ def _optimizer(options: Options, defaults: dict[str, Any]) -> Any:
 
 def _prepare(table: Table, options: Options) -> Prepared:
     """Encode, split, standardise. Means and scales come from the training part alone."""
-    xp = host().xp
-    x, y = table.x, table.y
+    y = table.y
     given = None if options.validation is not None else table.held_out
     if given is not None:
-        x, y = xp.concat([x, given.x]), xp.concat([y, given.y])
+        y = host().xp.concat([y, given.y])
     target = encode_target(y, table.target, options.task or table.task, table.class_names)
     share = _VALIDATION if options.validation is None else options.validation
+    rows: Any = slice(0, len(table.x))
+    held_out: Any = None
+    x, other_x = table.x, None
     if given is not None:
-        rows, held_out = xp.arange(len(table.x)), xp.arange(len(table.x), len(x))
-    elif share == 0 or (options.validation is None and not table.split):
-        rows, held_out = xp.arange(len(x)), None
-    else:
+        other_x, held_out = given.x, slice(len(table.x), None)
+    elif share > 0 and (options.validation is not None or table.split):
         rows, held_out = split(target, share, options.seed)
-    scaling = Scaling.of(x[rows], together=table.image)
+        x, other_x = table.x[rows], table.x[held_out]
+    scaling = Scaling.of(x, together=table.image)
     values, target_scaling = target.values, None
     if target.task == "regression":
         # One output column, of size about 1 like the features: the learning rate then fits every unit of measure.
@@ -224,10 +229,10 @@ def _prepare(table: Table, options: Options) -> Prepared:
         target_scaling = Scaling.of(values[rows])
         values = target_scaling.apply(values)
     return Prepared(
-        x=scaling.apply(x[rows]),
+        x=scaling.apply(x, options.dtype),
         y=values[rows],
-        held_out_x=None if held_out is None else scaling.apply(x[held_out]),
-        held_out_y=None if held_out is None else values[held_out],
+        held_out_x=None if other_x is None else scaling.apply(other_x, options.dtype),
+        held_out_y=None if other_x is None else values[held_out],
         features=scaling,
         targets=target_scaling,
         target=target,

@@ -19,7 +19,7 @@ _GATE_DEFAULTS: dict[str, Any] = {
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "iris": {"layers": (16,), "epochs": 60, "batch_size": 16, "learning_rate": 0.01},
-    "digits": {"layers": (128, 64), "epochs": 30, "batch_size": 32, "learning_rate": 0.001},
+    "digits": {"layers": (256, 128), "epochs": 30, "batch_size": 32, "learning_rate": 0.001},
     "wine": {"layers": (16,), "epochs": 40, "batch_size": 16, "learning_rate": 0.01},
     "breast_cancer": {"layers": (16,), "epochs": 30, "batch_size": 32, "learning_rate": 0.003},
     "diabetes": {"layers": (16,), "epochs": 30, "batch_size": 32, "learning_rate": 0.003},

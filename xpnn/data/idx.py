@@ -106,12 +106,13 @@ def _pair(images: Path, labels: Path, held_out: Table | None = None) -> Table:
 
 
 def _pixels(images: Array) -> tuple[Array, tuple[str, ...]]:
-    """Images as rows of float64, and the names of the pixels."""
+    """Images as rows, and the names of the pixels: in float32 where that holds every number of the file exactly."""
     xp = host().xp
     if images.ndim < 2:
         raise DataError(f"an IDX file of images has 2 axes or more, this one has {images.ndim}: it may hold labels")
     count = math.prod(images.shape[1:])
-    rows = xp.astype(xp.reshape(images, (images.shape[0], count)), xp.float64)
+    small = images.dtype.itemsize <= 2 or images.dtype == xp.float32
+    rows = xp.astype(xp.reshape(images, (images.shape[0], count)), xp.float32 if small else xp.float64)
     return rows, tuple(f"pixel{index}" for index in range(count))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,21 +54,28 @@ class Scaling:
                 black would else be blown up.
         """
         xp = host().xp
-        # Divided by the largest value first, so that squares of huge or tiny numbers stay within range.
-        largest = xp.max(xp.abs(x), axis=None if together else 0)
-        largest = xp.where(largest == 0, xp.ones_like(largest), largest)
-        relative = x / largest
         axis = None if together else 0
-        mean = xp.mean(relative, axis=axis)
-        deviation = xp.std(relative, axis=axis)
+        # Divided by the largest value first, so that squares of huge or tiny numbers stay within range.
+        largest = xp.max([xp.max(xp.abs(rows), axis=axis) for rows in _pieces(x)], axis=0)
+        largest = xp.where(largest == 0, xp.ones_like(largest), largest)
+        count = x.size if together else len(x)
+        mean = sum(xp.sum(rows / largest, axis=axis) for rows in _pieces(x)) / count
+        variance = sum(xp.sum((rows / largest - mean) ** 2, axis=axis) for rows in _pieces(x)) / count
         # Rounding leaves a constant column with a deviation of a few units in the last place.
+        deviation = xp.sqrt(variance)
         scale = xp.where(deviation <= 1e-12, xp.ones_like(largest), deviation * largest)
         columns = xp.zeros((x.shape[1],), dtype=xp.float64)
         return cls(columns + mean * largest, columns + scale)
 
-    def apply(self, x: Array) -> Array:
-        """x, standardised."""
-        return (x - self.mean) / self.scale
+    def apply(self, x: Array, dtype: str = "float64") -> Array:
+        """x, standardised: computed in float64, then rounded to `dtype`."""
+        xp = host().xp
+        scaled = xp.empty(x.shape, dtype=getattr(xp, dtype))
+        done = 0
+        for rows in _pieces(x):
+            scaled[done : done + len(rows)] = (rows - self.mean) / self.scale
+            done += len(rows)
+        return scaled
 
     def undo(self, x: Array) -> Array:
         """What was standardised, in its own units again."""
@@ -82,6 +90,13 @@ class Scaling:
         """What `to_json` gave."""
         xp = host().xp
         return cls(xp.asarray(data["mean"], dtype=xp.float64), xp.asarray(data["scale"], dtype=xp.float64))
+
+
+def _pieces(x: Array) -> Iterator[Array]:
+    """The rows of x in float64, a few at a time: a large table of float32 is never there twice in float64."""
+    xp = host().xp
+    for start in range(0, len(x), 1024):
+        yield xp.astype(x[start : start + 1024], xp.float64)
 
 
 def encode_target(values: Array, name: str, task: str | None = None, class_names: tuple[str, ...] = ()) -> Target:

@@ -13,7 +13,7 @@ class Table:
     """A data set as it was read, on the host.
 
     Attributes:
-        x: (samples, features), float64; finite.
+        x: (samples, features), float64 (float32 where an image file fits into it); finite.
         y: (samples,), numbers or text as they stood in the file; None where the file is read without a target.
         features: the names of the columns of x.
         target: the name of y.

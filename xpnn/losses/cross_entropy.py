@@ -32,6 +32,8 @@ class _ClassLoss(Loss):
         return class_targets(type(self).__name__, targets, output_shape, backend, dtype, self.ignore_index)
 
     def total_weight(self, target: Array, weight: Array | None, like: Array | None = None) -> Any:
+        if self.class_weights is None and self.ignore_index is None:
+            return super().total_weight(target, weight, like)
         xp = namespace(target)
         # the other means divide by the batch, and rows of soft labels count 1
         if self.reduction != "mean" or not xp.isdtype(target.dtype, "integral"):

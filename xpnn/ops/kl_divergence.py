@@ -36,21 +36,21 @@ def kl_divergence(
         The loss as a 0-d array, and vjp(dy) -> (dlog_probabilities, dtarget, None).
     """
     xp = namespace(log_probabilities)
-    zeros = xp.zeros_like(target)
     if log_target:
         probabilities = xp.exp(target)
         difference = target - log_probabilities
-        target_slope = probabilities * (difference + 1.0)
     else:
         probabilities = target
         present = target > 0
+        zeros = xp.zeros_like(target)
         logarithms = xp.log(xp.where(present, target, xp.ones_like(target)))
         difference = xp.where(present, logarithms - log_probabilities, zeros)
-        target_slope = xp.where(present, difference + 1.0, zeros)
     value, factor = reduce_loss(xp, probabilities * difference, weight, reduction)
 
     def vjp(dy: Any) -> tuple[Any, ...]:
         scale = factor * dy
-        return probabilities * (-scale), target_slope * scale, None
+        slope = difference + 1.0
+        dtarget = probabilities * slope if log_target else xp.where(present, slope, zeros)
+        return probabilities * (-scale), dtarget * scale, None
 
     return value, vjp

@@ -13,9 +13,9 @@ from xpnn.optimizers.optimizer import (
     Slots,
     check_memory,
     check_positive,
-    check_rate,
 )
 from xpnn.parameters import Layout, Vector
+from xpnn.schedules import check_rate
 
 
 class Adagrad(Optimizer):

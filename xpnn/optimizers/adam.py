@@ -13,9 +13,9 @@ from xpnn.optimizers.optimizer import (
     Options,
     check_memory,
     check_positive,
-    check_rate,
     one_minus_power,
 )
+from xpnn.schedules import check_rate
 
 
 class Adam(Optimizer):

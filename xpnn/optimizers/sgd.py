@@ -7,8 +7,9 @@ from typing import Any, Unpack
 from xpnn import ops
 from xpnn.dispatch import Array, namespace
 from xpnn.errors import ConfigError
-from xpnn.optimizers.optimizer import LearningRate, Optimizer, Options, Slots, check_memory, check_rate
+from xpnn.optimizers.optimizer import LearningRate, Optimizer, Options, Slots, check_memory
 from xpnn.parameters import Vector
+from xpnn.schedules import check_rate
 
 
 class SGD(Optimizer):

@@ -125,7 +125,7 @@ def _rows(backends: str | Sequence[str]) -> list[Row]:
     if backends == "all":
         return list(ROWS)
     names = [backends] if isinstance(backends, str) else list(backends)
-    known = {row.id: row for row in ROWS}
+    known = {name: row for row in ROWS for name in (row.id, row.spec)}
     rows = []
     for name in names:
         if name not in known:

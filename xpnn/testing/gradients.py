@@ -108,10 +108,7 @@ def _loss(trial: Trial, name: str, index: int, change: float) -> float:
     flat = xp.reshape(old, (-1,))
     here = xp.arange(flat.shape[0]) == index
     new = xp.reshape(xp.where(here, flat + change, flat), old.shape)
-    if name == INPUT:
-        moved = trial._replace(x=new)
-    else:
-        moved = trial._replace(values={**trial.values, name: new})
+    moved = trial._replace(x=new) if name == INPUT else trial._replace(values={**trial.values, name: new})
     return math.fsum(float(product) for product in xp.reshape(trial.cotangent * forward_only(moved), (-1,)))
 
 

@@ -71,7 +71,9 @@ class _Session:
             return "ran"
         if row.id not in self.selected:
             return "NOT RUN: not selected"
-        return "NOT RUN: skipped by the tests" if row.id in self.tally else "NOT RUN: no test of this row in the session"
+        return (
+            "NOT RUN: skipped by the tests" if row.id in self.tally else "NOT RUN: no test of this row in the session"
+        )
 
 
 _SESSION = pytest.StashKey[_Session]()
@@ -108,7 +110,9 @@ def _check_names(source: str, names: Iterable[str]) -> None:
     known = [row.id for row in ROWS]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise pytest.UsageError(f"{source}: unknown row {', '.join(map(repr, unknown))}; known rows: {', '.join(known)}")
+        raise pytest.UsageError(
+            f"{source}: unknown row {', '.join(map(repr, unknown))}; known rows: {', '.join(known)}"
+        )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -253,7 +257,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.option.collectonly or not (session.tally or session.required):
         return
     terminalreporter.section("xpnn backend matrix", sep="-")
-    lines = [("row", *_COUNTS, "version", "device", "state")]
+    lines: list[tuple[str, ...]] = [("row", *_COUNTS, "version", "device", "state")]
     for row in ROWS:
         counts = session.tally.get(row.id, dict.fromkeys(_COUNTS, 0))
         device = session.devices.get(row.id, row.spec.partition(":")[2] or "default")

@@ -103,7 +103,7 @@ def run_matrix(
     by_op: dict[str, list[Case]] = {}
     for case in cases:
         by_op.setdefault(case.op, []).append(case)
-    results = []
+    results: list[Result] = []
     total = len(work) * len(by_op)
     for row, dtype in work:
         backend = row.backend()

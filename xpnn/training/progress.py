@@ -58,12 +58,13 @@ class Lines(Progress):
 
 
 class Bar(Lines):
-    """The lines, and below them a bar for the running epoch with rate, time left and the numbers of the last epoch."""
+    """The lines, and below them a bar for the running epoch with rate, time left and the last epoch's loss."""
 
     ticks = True
 
     def begin(self, first_epoch: int, last_epoch: int, samples: int) -> None:
         super().begin(first_epoch, last_epoch, samples)
+        from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
@@ -78,6 +79,8 @@ class Bar(Lines):
             TextColumn("[cyan]{task.fields[rate]}"),
             TextColumn("{task.fields[left]}"),
             TextColumn("[dim]{task.fields[numbers]}"),
+            # Room for the "^C" that a terminal shows: in a full line it would begin another one.
+            console=Console(width=max(Console().width - 4, 20)),
             auto_refresh=False,
             transient=True,
         )
@@ -105,7 +108,7 @@ class Bar(Lines):
         self._bar.refresh()
 
     def epoch_done(self, epoch: int, logs: Mapping[str, Any], seconds: float) -> None:
-        self._numbers = numbers(logs)
+        self._numbers = numbers({name: logs[name] for name in ("loss", "val_loss") if name in logs})
         super().epoch_done(epoch, logs, seconds)
 
     def write(self, text: str) -> None:
