@@ -344,8 +344,9 @@ class Network:
         totals = Totals(self.backend, resolved, self.output_shape).zero()
         with self.backend.context():
             theta = tuple(self.backend.copy(block) for block in self._theta)
+            buffers = {name: self.backend.copy(array) for name, array in self._buffers.items()}
             slots = chosen.initial_slots(theta, self.layout)
-        return State(theta, slots, dict(self._buffers), 0, self.seed, totals)
+        return State(theta, slots, buffers, 0, self.seed, totals)
 
     def prepare(self, X: Any, y: Any, loss: str | Loss, sample_weight: Any = None) -> Batch:
         """A batch for `step`: checked, on the network's device, the targets as the loss wants them."""
@@ -375,7 +376,8 @@ class Network:
     def copy_weights(self) -> Weights:
         """A copy of all parameters that stays on the device, for `restore_weights`."""
         copy = self.backend.copy
-        return self.layout, tuple(copy(block) for block in self._theta), dict(self._buffers)
+        buffers = {name: copy(array) for name, array in self._buffers.items()}
+        return self.layout, tuple(copy(block) for block in self._theta), buffers
 
     def restore_weights(self, weights: Weights) -> None:
         """Take back what `copy_weights` returned. Raises ConfigError if the network was laid out anew since."""
@@ -383,7 +385,7 @@ class Network:
         if layout is not self._layout:
             raise ConfigError("these weights are of another network, or of before it was moved, frozen or unfrozen")
         self._theta = tuple(self.backend.copy(block) for block in theta)
-        self._buffers = dict(buffers)
+        self._buffers = {name: self.backend.copy(array) for name, array in buffers.items()}
 
     def compiled_fit_step(self, loss: Loss, optimizer: Optimizer, metrics: Iterable[Metric]) -> Step:
         """The compiled step of `fit`, which picks the rows of its batch itself; compiled again only after a change."""

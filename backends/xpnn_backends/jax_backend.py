@@ -135,7 +135,8 @@ class JaxBackend(Backend):
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         # The seed is no array: it selects the random stream, and a 64-bit seed would not survive as an int32.
         def split(key: int, state: Any, batch: Any) -> Any:
-            return step(state._replace(key=key), batch)
+            new, loss = step(state._replace(key=key), batch)
+            return new._replace(key=0), loss
 
         jitted = jax.jit(split, static_argnums=0, donate_argnums=1)
 

@@ -6,6 +6,7 @@ are bound by memory: what a body has just made, it works on in place.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,13 +39,21 @@ def linear(
         if x.ndim != 2:
             rows = x.reshape(-1 if x.size else 0, x.shape[-1])
             dy_rows = dy.reshape(rows.shape[0], dy.shape[-1])
-        return dx, rows.T.dot(dy_rows), None if bias is None else np.add.reduce(dy_rows, 0)
+        return dx, rows.T.dot(dy_rows), None if bias is None else _ones(dy_rows.shape[0], dy_rows.dtype).dot(dy_rows)
 
     return y, vjp
 
 
+@functools.lru_cache(maxsize=64)
+def _ones(length: int, dtype: Any) -> Any:
+    """A read-only vector of ones: a product with it is the cheapest sum over an axis, on few rows and on many."""
+    ones = np.ones(length, dtype)
+    ones.flags.writeable = False
+    return ones
+
+
 def _relu_derivative(y: Any, dy: Any) -> Any:
-    return np.where(y > 0, dy, np.zeros((), dy.dtype))
+    return np.where(y > 0, dy, 0.0)
 
 
 def _tanh_derivative(y: Any, dy: Any) -> Any:
@@ -88,17 +97,20 @@ def cross_entropy(logits: Any, labels: Any, weight: Any = None, **options: Any) 
     plain = weight is None and logits.ndim == 2 and labels.shape == logits.shape[:1] and logits.size
     if not plain or labels.dtype.kind != "i" or not _all_default(options):
         return OPS["cross_entropy"].generic(logits, labels, weight, **options)
-    rows = np.arange(labels.size)
+    rows, classes = logits.shape
     shifted = logits - np.maximum.reduce(logits, 1, keepdims=True)
-    picked = shifted[rows, labels]
+    # Positions of the labels in the flattened rows: one index is far quicker to follow than two.
+    positions = np.arange(0, rows * classes, classes)
+    positions += labels
+    picked = shifted.reshape(-1)[positions]
     powers = np.exp(shifted, out=shifted)
-    normalizer = np.add.reduce(powers, 1, keepdims=True)
-    value = np.add.reduce(np.log(normalizer[:, 0]) - picked) * (1.0 / labels.size)
+    normalizer = powers.dot(_ones(classes, powers.dtype))
+    value = np.add.reduce(np.log(normalizer) - picked) * (1.0 / rows)
 
     def vjp(dy: Any) -> tuple[Any, None, None]:
-        factor = dy / labels.size
-        gradient = powers * (factor / normalizer)
-        gradient[rows, labels] -= factor
+        factor = dy / rows
+        gradient = powers * (factor / normalizer)[:, None]
+        gradient.reshape(-1)[positions] -= factor
         return gradient, None, None
 
     return value, vjp

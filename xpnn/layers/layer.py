@@ -65,8 +65,8 @@ class Layer(Configurable):
 
     Attributes:
         children: the layers inside this one by name; {} for most.
-        output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, "sigmoid" where each output
-            is a probability of its own, else "any".
+        output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, "sigmoid" where each
+            output is a probability of its own, else "any".
         input_kind: "float"; "index" for a layer that looks its input up in a table; "any" if it takes both.
     """
 

@@ -125,12 +125,13 @@ def _rows(backends: str | Sequence[str]) -> list[Row]:
     if backends == "all":
         return list(ROWS)
     names = [backends] if isinstance(backends, str) else list(backends)
-    known = {name: row for row in ROWS for name in (row.id, row.spec)}
+    known = {row.id: row for row in ROWS}
+    dtypes = {row.spec: row.dtypes for row in ROWS}
     rows = []
     for name in names:
         if name not in known:
             why_not(name.partition(":")[0])  # raises if nothing has that name
-        rows.append(known.get(name) or Row(name, name, "asked for by name"))
+        rows.append(known.get(name) or Row(name, name, "asked for by name", dtypes.get(name, ("float64", "float32"))))
     return rows
 
 

@@ -197,7 +197,7 @@ def _summary(report: MatrixReport) -> str:
     derivatives = [result.derivative for result in report.results if result.derivative is not None]
     text = (
         f"{len(report.results)} checks of ops on {ran} rows: {len(report.results) - len(report.failures)} passed, "
-        f"{len(report.failures)} failed, {len(report.rows) - ran} rows not run"
+        f"{len(report.failures)} failed, rows not run: {len(report.rows) - ran}"
     )
     if derivatives:
         text += f"; derivatives agree with difference quotients to {max(derivatives):.1e}"

@@ -204,7 +204,7 @@ class _Trainer:
         self.state = self._first_state()
 
     def _first_state(self) -> State:
-        """theta and slots are copied: the step may work in place, and others may hold the old ones."""
+        """All arrays are copied: the step may overwrite or free what it is given, and others may hold the old ones."""
         network, start, copy = self.network, self.start, self.backend.copy
         theta = tuple(copy(block) for block in network._theta)
         with self.backend.context():
@@ -217,11 +217,13 @@ class _Trainer:
                     "give no optimizer, or one of the same kind"
                 )
             slots = {name: tuple(copy(block) for block in vector) for name, vector in start.slots.items()}
-        return State(theta, slots, network._buffers, start.step, network.seed, self.totals.zero())
+        buffers = {name: copy(array) for name, array in network._buffers.items()}
+        return State(theta, slots, buffers, start.step, network.seed, self.totals.zero())
 
     def publish(self) -> None:
         """Let the network hold the current state."""
         self.network._theta = self.state.theta
+        self.network._buffers = dict(self.state.buffers)
         self.network.training = self.start._replace(slots=self.state.slots, step=self.step_count, epoch=self.epoch)
 
     def train(self, epochs: int, interrupt: Interrupt, progress: Any) -> History:
