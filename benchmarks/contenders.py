@@ -42,7 +42,16 @@ def xpnn_numpy(spec: Spec) -> Steps:
 
 
 def torch_eager(spec: Spec) -> Steps:
-    """PyTorch, eager, with its fused Adam."""
+    """PyTorch, eager, as its tutorials write it."""
+    return _torch(spec, fused=False)
+
+
+def torch_fused(spec: Spec) -> Steps:
+    """PyTorch, eager, with its fused optimizers."""
+    return _torch(spec, fused=True)
+
+
+def _torch(spec: Spec, fused: bool) -> Steps:
     import torch
 
     inputs, targets = (torch.from_numpy(array) for array in data(spec))
@@ -57,9 +66,9 @@ def torch_eager(spec: Spec) -> Steps:
     net = torch.nn.Sequential(*layers)
     loss_function = torch.nn.MSELoss() if spec.loss == "mse" else torch.nn.CrossEntropyLoss()
     if spec.optimizer == "sgd":
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=fused)
     else:
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.001, fused=True)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.001, fused=fused)
 
     def steps(count: int) -> float:
         for _ in range(count):
@@ -67,7 +76,7 @@ def torch_eager(spec: Spec) -> Steps:
             value = loss_function(net(inputs), targets)
             value.backward()
             optimizer.step()
-        return float(value)
+        return value.item()
 
     return steps
 
@@ -98,5 +107,6 @@ def bare_products(spec: Spec) -> Steps:
 CONTENDERS: dict[str, Callable[[Spec], Steps]] = {
     "xpnn": xpnn_numpy,
     "torch": torch_eager,
+    "torch-fused": torch_fused,
     "bare": bare_products,
 }

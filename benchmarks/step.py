@@ -1,6 +1,6 @@
 """How long one training step takes, side by side in one run.
 
-    python benchmarks/step.py [--networks xor,small,middle,wide] [--contenders xpnn,torch,bare] [--rounds 9] [--json FILE]
+    python benchmarks/step.py [--networks xor,small] [--contenders xpnn,torch] [--rounds 9] [--json FILE]
 
 Each contender runs in a process of its own, since thread pools that share a process slow each other. The processes
 take turns, with a pause between turns in which idle pools stop spinning. Reported are medians over the rounds, ratios
@@ -52,7 +52,8 @@ def worker(contender: str, network: str) -> None:
 
 def ask(process: subprocess.Popen[str]) -> dict[str, float]:
     """One turn of a worker."""
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write("go\n")
     process.stdin.flush()
     line = process.stdout.readline()
@@ -153,9 +154,9 @@ def main() -> None:
         "blas": blas(),
         **versions,
     }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()), "\n")
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), "\n", flush=True)
     print(
-        "| network | contender | step (median) | fastest - slowest | its time / xpnn's | peak memory | page faults a step |"
+        "| network | contender | step (median) | fastest - slowest | its time / xpnn's | peak memory | faults a step |"
     )
     print("|---|---|---|---|---|---|---|")
     report = {"machine": machine, "rounds": options.rounds, "networks": {}}

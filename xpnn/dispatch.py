@@ -62,7 +62,7 @@ class Op:
     def __init__(self, generic: Body) -> None:
         self.name = generic.__name__
         self.generic = generic
-        self.bodies: dict[tuple[type, ...], Body] = {}
+        self.bodies: dict[tuple[type | str, ...], Body] = {}
         self.signature = inspect.signature(generic)
         parameters = self.signature.parameters.values()
         self._keyword_only = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
@@ -72,14 +72,10 @@ class Op:
 
     def __call__(self, *arguments: Any, **options: Any) -> tuple[Any, Vjp]:
         """(value, vjp), computed by the body for the type of the first argument."""
-        if not arguments or (options and not options.keys() <= self._keyword_only):
-            # The checks below see positional arguments: an array that was given by name becomes one.
-            arguments, options = self._positional(arguments, options)
-        kinds = tuple(map(type, arguments))
-        try:
-            body = self.bodies[kinds]
-        except KeyError:
-            body = self._find(arguments, kinds)
+        kinds = (*map(type, arguments), *options)
+        body = self.bodies.get(kinds)
+        if body is None:
+            body = self._find(arguments, options, kinds)
         return body(*arguments, **options)
 
     def _positional(
@@ -94,9 +90,18 @@ class Op:
             raise TypeError(f"ops.{self.name}{self.signature} was called without an array")
         return bound.args, bound.kwargs
 
-    def _find(self, arguments: tuple[Any, ...], kinds: tuple[type, ...]) -> Body:
-        """The body for arguments of these types, remembered once they are known to go together."""
-        kind = kinds[0]
+    def _find(self, arguments: tuple[Any, ...], options: dict[str, Any], kinds: tuple[type | str, ...]) -> Body:
+        """The body for arguments of these types and keywords, remembered once they are known to go together."""
+        if not arguments or not options.keys() <= self._keyword_only:
+            # The checks below see positional arguments: an array that was given by name becomes one, in a second call.
+            def by_position(*arguments: Any, **options: Any) -> tuple[Any, Vjp]:
+                arguments, options = self._positional(arguments, options)
+                return self(*arguments, **options)
+
+            self._positional(arguments, options)
+            self.bodies[kinds] = by_position
+            return by_position
+        kind = type(arguments[0])
         known = _kind(kind)
         if known is None:
             first = next(iter(self.signature.parameters))

@@ -406,7 +406,8 @@ class Network:
         except (ConfigError, TypeError, ValueError):
             # A setting without a description (a function, an array) may have changed unseen.
             return self.backend.compile(step)
-        key = (self.backend, self.layout, dispatch._overrides_active, described)
+        # A class that was defined anew under its old name, as in a notebook, has the same description.
+        key = (self.backend, self.layout, dispatch._overrides_active, described, tuple(_classes(settings)))
         known = self._compiled.get(use)
         if known is None or known[0] != key:
             known = self._compiled[use] = (key, self.backend.compile(step))
@@ -479,6 +480,18 @@ class Network:
     def __repr__(self) -> str:
         layers = ", ".join(repr(layer) for layer in self.root.layers)
         return f"Network({layers}, backend={self.backend.spec!r}, dtype={self.dtype!r}, seed={self.seed})"
+
+
+def _classes(value: Any) -> Iterator[type]:
+    """The class of each xpnn object inside `value`."""
+    if isinstance(value, Configurable):
+        yield type(value)
+        yield from _classes(value.arguments())
+    elif isinstance(value, dict):
+        yield from _classes(tuple(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _classes(item)
 
 
 class _Parameters(Mapping[str, Array]):

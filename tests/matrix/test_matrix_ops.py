@@ -50,3 +50,26 @@ def test_derivative(case, backend, dtype):
     for bodies in bodies_of(case, backend):
         with bodies:
             checks.check_derivative(case, backend)
+
+
+@pytest.mark.xpnn_rows(only="jax", dtypes="float32")
+@pytest.mark.parametrize("case", ALL)
+def test_no_value_decides_the_flow(case, backend, dtype):
+    """Under jit there are no values: an op that looks at one cannot be traced."""
+    import jax
+
+    arguments = case.draw()
+    arrays = [position for position, argument in enumerate(arguments) if hasattr(argument, "shape")]
+
+    def forward_and_backward(*traced):
+        mixed = list(arguments)
+        for position, array in zip(arrays, traced, strict=True):
+            mixed[position] = array
+        value, vjp = OPS[case.op](*mixed, **case.options)
+        if not case.differentiable:
+            return value, ()
+        return value, vjp(jax.tree.map(jax.numpy.ones_like, value))
+
+    given = [backend.asarray(arguments[p], dtype if arguments[p].dtype.kind == "f" else "int64") for p in arrays]
+    value, _ = jax.eval_shape(forward_and_backward, *given)
+    assert all(part.dtype in (backend.dtype(dtype), bool) for part in jax.tree.leaves(value))

@@ -136,6 +136,12 @@ def test_marker_chooses_rows(project):
     assert "row strict: too strict" in result.stdout.str()
 
 
+def test_test_whose_rows_are_not_selected_is_skipped(project):
+    project.makepyfile("import pytest\n@pytest.mark.xpnn_rows(only='torch')\ndef test_it(backend): assert False")
+    result = project.runpytest_subprocess("--xpnn-backends=numpy")
+    result.assert_outcomes(skipped=1)
+
+
 @pytest.mark.parametrize("mark", ["only='cuppy'", "dtypes='float16'", "rows='numpy'"])
 def test_wrong_marker_is_an_error(project, mark):
     project.makepyfile(f"import pytest\n@pytest.mark.xpnn_rows({mark})\ndef test_it(backend): pass")

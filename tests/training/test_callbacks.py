@@ -91,6 +91,17 @@ def test_weights_that_a_callback_sets_are_trained_on():
     assert again["loss"] == [history["loss"][0]] * 2
 
 
+@pytest.mark.parametrize("row", ["numpy", "jax"])
+def test_frozen_weights_that_a_callback_sets_are_kept(row):
+    if reason := xpnn.available_backends()[row]:
+        pytest.skip(f"{row}: {reason}")
+    net = network(backend=row, dtype="float32").freeze("0.bias")
+    values = {"0.weight": [[0.0]], "0.bias": [0.5]}
+    fit(net, xpnn.LambdaCallback(on_epoch_begin=lambda epoch: net.set_parameters(values)))
+    assert float(net.parameters["0.bias"][0]) == 0.5
+    assert float(net.parameters["0.weight"][0, 0]) != 0.0
+
+
 def test_a_callback_must_not_freeze_layers():
     net = network()
     with pytest.raises(ConfigError, match="froze"):

@@ -88,7 +88,7 @@ def test_arrays_of_another_library_are_refused():
     with pytest.raises(DeviceError, match="X is an array of strict, the network runs on numpy"):
         network().predict(strict.asarray(np.ones((2, 2)), "float32"))
     elsewhere = xpnn.get_backend("strict").asarray(np.ones((2, 2)), "float32")
-    with pytest.raises(DeviceError, match="CPU_DEVICE.*device1"):
+    with pytest.raises(DeviceError, match=r"CPU_DEVICE.*device1"):
         network("strict:device1").predict(elsewhere)
 
 

@@ -82,6 +82,21 @@ def test_a_changed_setting_is_compiled_anew():
     assert results["jax"] == pytest.approx(results["numpy"], rel=1e-5)
 
 
+def test_a_class_that_is_defined_anew_is_compiled_anew():
+    def scaled_loss(factor):
+        class Scaled(xpnn.MSE):
+            def __call__(self, prediction, target, weight=None):
+                value, vjp = super().__call__(prediction, target, weight)
+                return value * factor, lambda dy: vjp(dy * factor)
+
+        return Scaled()
+
+    net = xpnn.Network(xpnn.Dense(1, 1), backend="numpy")
+    x = np.linspace(-1, 1, 20)[:, None]
+    once, twice = (net.evaluate(x, x, loss=scaled_loss(factor))["loss"] for factor in (1.0, 2.0))
+    assert twice == pytest.approx(2 * once)
+
+
 def test_a_loop_of_ones_own(backend, dtype):
     net, fitted = network(backend, dtype), network(backend, dtype)
     optimizer = xpnn.SGD(0.1)

@@ -162,7 +162,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def _row_of(item: pytest.Item) -> Row | None:
     callspec = getattr(item, "callspec", None)
     parameter = None if callspec is None else callspec.params.get("_xpnn_row")
-    return None if parameter is None else parameter[0]
+    # Where none of a test's rows is selected, pytest collects it once, without a parameter, and skips it.
+    return parameter[0] if isinstance(parameter, tuple) else None
 
 
 @pytest.fixture

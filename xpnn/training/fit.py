@@ -194,6 +194,7 @@ class _Trainer:
         self.validation_size = None if batch_size is None else max(batch_size, EVALUATION_BATCH)
         self.step_count = start.step
         self.epoch = start.epoch
+        self.buffers = network._buffers
 
         network.check_loss(start.loss)
         if not self.layout.trained:
@@ -223,7 +224,7 @@ class _Trainer:
     def publish(self) -> None:
         """Let the network hold the current state."""
         self.network._theta = self.state.theta
-        self.network._buffers = dict(self.state.buffers)
+        self.network._buffers = self.buffers = dict(self.state.buffers)
         self.network.training = self.start._replace(slots=self.state.slots, step=self.step_count, epoch=self.epoch)
 
     def train(self, epochs: int, interrupt: Interrupt, progress: Any) -> History:
@@ -347,3 +348,6 @@ class _Trainer:
             )
         if network._theta is not self.state.theta:
             self.state = self.state._replace(theta=tuple(self.backend.copy(block) for block in network._theta))
+        if network._buffers is not self.buffers:
+            buffers = {name: self.backend.copy(array) for name, array in network._buffers.items()}
+            self.state = self.state._replace(buffers=buffers)
