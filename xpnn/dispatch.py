@@ -72,7 +72,7 @@ class Op:
 
     def __call__(self, *arguments: Any, **options: Any) -> tuple[Any, Vjp]:
         """(value, vjp), computed by the body for the type of the first argument."""
-        kinds = (*map(type, arguments), *options)
+        kinds: tuple[type | str, ...] = (*map(type, arguments), *options)
         body = self.bodies.get(kinds)
         if body is None:
             body = self._find(arguments, options, kinds)
