@@ -57,17 +57,45 @@ def test_layers_that_were_one_object_are_one_object_again():
     assert built.layers[1].branches[0] is not built.layers[0]
 
 
-def test_a_class_may_have_the_name_of_one_of_xpnns():
+@pytest.fixture
+def own_classes(monkeypatch):
+    """The classes that a test defines are known for that test only."""
+    monkeypatch.setattr(Configurable, "_classes", dict(Configurable._classes))
+
+
+def defined_in(module):
+    """A layer class Twin, as if `module` had defined it."""
+
+    return type("Twin", (Layer,), {"__module__": module, "__qualname__": "Twin"})
+
+
+def test_a_class_may_have_the_name_of_one_of_xpnns(own_classes):
     class Dense(Layer):
         def __init__(self, size):
             self.size = size
 
-    assert encode(Dense(3))["class"] == "Dense"
+    assert encode(Dense(3))["class"].endswith("test_a_class_may_have_the_name_of_one_of_xpnns.<locals>.Dense")
     assert encode(xpnn.Dense(3))["class"] == "xpnn.layers.Dense"
     both = xpnn.Sequential(Dense(3), xpnn.Dense(3))
-    built = there_and_back(both, custom={"Dense": Dense})
-    assert [type(layer) for layer in built.layers] == [Dense, xpnn.Dense]
-    Configurable._classes.pop("Dense")
+    for built in (there_and_back(both), there_and_back(both, custom=[Dense])):
+        assert [type(layer) for layer in built.layers] == [Dense, xpnn.Dense]
+
+
+def test_two_modules_may_have_classes_of_one_name(own_classes):
+    first, second = defined_in("first"), defined_in("second")
+    assert type(there_and_back(first())) is first
+    assert type(there_and_back(second())) is second
+
+
+def test_a_class_whose_module_was_renamed_is_found_if_its_name_is_clear(own_classes):
+    first = defined_in("first")
+    data = encode(first())
+    data["class"] = "__main__.Twin"
+    assert type(decode(data)) is first
+    second = defined_in("second")
+    with pytest.raises(ConfigError, match=r"first\.Twin, second\.Twin have its name.*custom=\[Twin\]"):
+        decode(data)
+    assert type(decode(data, custom=[second])) is second
 
 
 def test_an_unknown_class_is_named_with_what_to_do():

@@ -171,8 +171,8 @@ class Shift(xpnn.Layer):
 def test_a_class_of_ones_own(tmp_path, monkeypatch):
     net = xpnn.Network(xpnn.Dense(4, 2), Shift(0.5), backend="numpy")
     net.save(tmp_path / "m.safetensors")
-    monkeypatch.delitem(xpnn.config.Configurable._classes, "Shift")
-    with pytest.raises(CheckpointError, match=r"names a class 'Shift'.*custom=\[Shift\]"):
+    monkeypatch.delitem(xpnn.config.Configurable._classes, class_name(Shift))
+    with pytest.raises(CheckpointError, match=r"names a class '.*\.Shift' .*custom=\[Shift\]"):
         xpnn.Network.load(tmp_path / "m.safetensors", backend="numpy")
     again = saving.load(tmp_path / "m.safetensors", backend="numpy", custom=[Shift])
     assert np.array_equal(again.predict(data()[0]), net.predict(data()[0]))

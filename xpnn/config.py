@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from xpnn.errors import ConfigError
@@ -64,12 +64,12 @@ class Configurable:
 
 
 def class_name(cls: type[Configurable]) -> str:
-    """The name of a class in model files: "xpnn.layers.Dense" for one of xpnn's, "Dense" for one of yours.
+    """The name of a class in model files: "xpnn.layers.Dense" for one of xpnn's, "your.module.Scale" for one of yours.
 
-    So a class of yours may have the name of one of xpnn's, and an initializer that of a schedule.
+    So a class of yours may have the name of one of xpnn's, and two of your modules may each have a class Scale.
     """
     package = cls.__module__.split(".")[:2]
-    return ".".join((*package, cls.__name__)) if package[0] == "xpnn" else cls.__name__
+    return ".".join((*package, cls.__name__)) if package[0] == "xpnn" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def encode(value: Any) -> Any:
@@ -105,30 +105,51 @@ def _encode(value: Any, seen: dict[int, tuple[int, Configurable]]) -> Any:
     )
 
 
-def decode(data: Any, custom: dict[str, type[Configurable]] | None = None) -> Any:
-    """What `encode` wrote, built again; classes are looked up in `custom`, then among all that are imported."""
-    return _decode(data, {**Configurable._classes, **(custom or {})}, [])
+def decode(data: Any, custom: Iterable[type[Configurable]] = ()) -> Any:
+    """What `encode` wrote, built again.
+
+    Classes are looked up in `custom`, by their bare names, then among all that are imported. A class of yours whose
+    module has another name now (a script that has become a module) is found by its bare name if only one has it.
+
+    Raises:
+        ConfigError: a class is not known, or several have its name.
+    """
+    return _decode(data, tuple(custom), [])
 
 
-def _decode(data: Any, known: dict[str, type[Configurable]], built: list[Any]) -> Any:
+def _find_class(name: str, custom: tuple[type[Configurable], ...]) -> type[Configurable]:
+    bare = name.rpartition(".")[2]
+    own = not name.startswith("xpnn.")
+    for given in custom:
+        if class_name(given) == name or (own and given.__name__ == bare):
+            return given
+    if name in Configurable._classes:
+        return Configurable._classes[name]
+    namesakes = [
+        cls for known, cls in Configurable._classes.items() if own and cls.__name__ == bare and known[:5] != "xpnn."
+    ]
+    if len(namesakes) == 1:
+        return namesakes[0]
+    problem = "that xpnn does not know; import the module that defines it, or pass it"
+    if namesakes:
+        problem = f"and {', '.join(map(class_name, namesakes))} have its name; pass the right one"
+    raise ConfigError(f"the file names a class {name!r} {problem}: Network.load(path, custom=[{bare}])")
+
+
+def _decode(data: Any, custom: tuple[type[Configurable], ...], built: list[Any]) -> Any:
     if isinstance(data, list):
-        return tuple(_decode(item, known, built) for item in data)
+        return tuple(_decode(item, custom, built) for item in data)
     if isinstance(data, dict) and "dict" in data:
-        return {_decode(key, known, built): _decode(item, known, built) for key, item in data["dict"]}
+        return {_decode(key, custom, built): _decode(item, custom, built) for key, item in data["dict"]}
     if isinstance(data, dict) and "same" in data:
         return built[data["same"]]
     if isinstance(data, dict):
-        name = data["class"]
-        if name not in known:
-            raise ConfigError(
-                f"the file names a class {name!r} that xpnn does not know; import the module that defines it, "
-                f"or pass it: Network.load(path, custom=[{name}])"
-            )
+        cls = _find_class(data["class"], custom)
         number = len(built)
         built.append(None)  # numbers are given from the outside in, as `encode` does
-        positional = [_decode(item, known, built) for item in data["positional"]]
-        keyword = {key: _decode(item, known, built) for key, item in data["keyword"].items()}
-        built[number] = known[name](*positional, **keyword)
+        positional = [_decode(item, custom, built) for item in data["positional"]]
+        keyword = {key: _decode(item, custom, built) for key, item in data["keyword"].items()}
+        built[number] = cls(*positional, **keyword)
         return built[number]
     return data
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpnn.backend import Backend, host
-from xpnn.config import Configurable, class_name, decode, encode
+from xpnn.config import Configurable, decode, encode
 from xpnn.errors import BackendError, CheckpointError, ConfigError, XpnnError
 from xpnn.files import write_atomically
 
@@ -91,10 +91,10 @@ def load(
     """
     with _open(path) as file:
         description = _description(path, file)
-        known = {class_name(each): each for each in custom}
+        classes = tuple(custom)
         try:
-            network = _build(description, known, backend)
-            plan = _plan(description["training"], known)
+            network = _build(description, classes, backend)
+            plan = _plan(description["training"], classes)
         except BackendError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -225,12 +225,14 @@ def _read(path: str | os.PathLike[str], file: Any, wanted: _Wanted) -> Arrays:
     return {name: file.get_tensor(name) for name in wanted.shapes}
 
 
-def _build(description: dict[str, Any], known: dict[str, type[Configurable]], backend: str | Backend | None) -> Network:
+def _build(
+    description: dict[str, Any], custom: tuple[type[Configurable], ...], backend: str | Backend | None
+) -> Network:
     """The network of a description, with parameters that are still those of its seed."""
     from xpnn.layers import Sequential
     from xpnn.network import Network
 
-    root = _decoded(description["layers"], known, Sequential)
+    root = _decoded(description["layers"], custom, Sequential)
     network = Network(
         *root.layers,
         backend=backend,
@@ -241,7 +243,7 @@ def _build(description: dict[str, Any], known: dict[str, type[Configurable]], ba
     return network.freeze(*description["frozen"])
 
 
-def _plan(training: dict[str, Any] | None, known: dict[str, type[Configurable]]) -> dict[str, Any] | None:
+def _plan(training: dict[str, Any] | None, custom: tuple[type[Configurable], ...]) -> dict[str, Any] | None:
     """The training state without its arrays."""
     from xpnn.losses import Loss
     from xpnn.metrics import Metric
@@ -250,18 +252,18 @@ def _plan(training: dict[str, Any] | None, known: dict[str, type[Configurable]])
     if training is None:
         return None
     return {
-        "optimizer": _decoded(training["optimizer"], known, Optimizer),
-        "loss": _decoded(training["loss"], known, Loss),
-        "metrics": tuple(_decoded(metric, known, Metric) for metric in training["metrics"]),
+        "optimizer": _decoded(training["optimizer"], custom, Optimizer),
+        "loss": _decoded(training["loss"], custom, Loss),
+        "metrics": tuple(_decoded(metric, custom, Metric) for metric in training["metrics"]),
         "slots": [str(slot) for slot in training["slots"]],
         "step": int(training["step"]),
         "epoch": int(training["epoch"]),
     }
 
 
-def _decoded(data: Any, known: dict[str, type[Configurable]], wanted: type) -> Any:
+def _decoded(data: Any, custom: tuple[type[Configurable], ...], wanted: type) -> Any:
     """The object that the data describe. Raises TypeError if it is no `wanted`."""
-    found = decode(data, known)
+    found = decode(data, custom)
     if not isinstance(found, wanted):
         raise TypeError(f"it has {found!r} where {wanted.__name__} is wanted")
     return found
