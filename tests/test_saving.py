@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import xpnn
 from xpnn import saving
+from xpnn.config import class_name
 from xpnn.errors import BackendError, CheckpointError, ConfigError, ShapeError
 
 BACKENDS = [name for name in ("numpy", "strict", "torch", "jax", "cupy") if xpnn.available_backends()[name] is None]
