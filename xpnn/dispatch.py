@@ -11,9 +11,10 @@ arrays of two libraries that meet in it are noticed at no further cost; `namespa
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from xpnn.errors import DeviceError
 
@@ -22,6 +23,8 @@ Array = Any
 
 Vjp = Callable[..., tuple[Any, ...]]
 Body = Callable[..., tuple[Any, Vjp]]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Kind(NamedTuple):
@@ -54,9 +57,17 @@ OPS: dict[str, Op] = {}
 
 
 class Op:
-    """A registered op: call it with arrays, get (value, vjp).
+    """What is known of one op: its name, its generic body, and which body runs for which types of arguments.
 
-    `vjp(cotangent)` returns one gradient for each array argument, in order; None for one that has no derivative.
+    Called with arrays, it gives (value, vjp). `vjp(cotangent)` returns one gradient for each array argument, in order;
+    None for one that has no derivative.
+
+    Attributes:
+        name: the op's name.
+        generic: the body in pure array API.
+        bodies: types of the arguments (and names of the keywords) -> the body that runs for them.
+        signature: that of the generic body.
+        function: the dispatching function, which `xpnn.ops` offers under the op's name.
     """
 
     def __init__(self, generic: Body) -> None:
@@ -66,17 +77,25 @@ class Op:
         self.signature = inspect.signature(generic)
         parameters = self.signature.parameters.values()
         self._keyword_only = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-        self.__name__ = generic.__name__
-        self.__doc__ = generic.__doc__
-        self.__wrapped__ = generic
+        self.function = self._dispatching_function()
+
+    def _dispatching_function(self) -> Callable[..., tuple[Any, Vjp]]:
+        """What users call: a plain function, which costs less to call than an object, with the generic body's help."""
+        known_body, find = self.bodies.get, self._find
+
+        @functools.wraps(self.generic)
+        def call(*arguments: Any, **options: Any) -> tuple[Any, Vjp]:
+            kinds: tuple[type | str, ...] = (*map(type, arguments), *options)
+            body = known_body(kinds)
+            if body is None:
+                body = find(arguments, options, kinds)
+            return body(*arguments, **options)
+
+        return call
 
     def __call__(self, *arguments: Any, **options: Any) -> tuple[Any, Vjp]:
         """(value, vjp), computed by the body for the type of the first argument."""
-        kinds: tuple[type | str, ...] = (*map(type, arguments), *options)
-        body = self.bodies.get(kinds)
-        if body is None:
-            body = self._find(arguments, options, kinds)
-        return body(*arguments, **options)
+        return self.function(*arguments, **options)
 
     def _positional(
         self, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -120,12 +139,12 @@ class Op:
         return f"<op {self.name}{self.signature}>"
 
 
-def op(function: Body) -> Op:
-    """Register `function` as the generic body of the op of the same name."""
+def op(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Register `function` as the generic body of the op of the same name; returns the function that dispatches."""
     if function.__name__ in OPS:
         raise ValueError(f"an op named {function.__name__!r} exists already")
-    registered = OPS[function.__name__] = Op(function)
-    return registered
+    registered = OPS[function.__name__] = Op(cast(Body, function))
+    return cast(Callable[Arguments, Result], registered.function)
 
 
 def namespace(x: Array) -> Any:

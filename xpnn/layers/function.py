@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnn.config import check_integer
-from xpnn.dispatch import OPS, Array, Op
+from xpnn.dispatch import OPS, Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
 
@@ -38,8 +38,9 @@ class Lambda(Layer):
         output_shape: Shape | Callable[[Shape], Shape] | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(function, Op) and OPS.get(function.name) is function:
-            function = function.name
+        registered = OPS.get(getattr(function, "__name__", ""))
+        if registered is not None and function is registered.function:
+            function = registered.name
         if isinstance(function, str) and function not in OPS:
             raise ConfigError(f"Lambda({function!r}): there is no op of that name; known: {', '.join(sorted(OPS))}")
         if not isinstance(function, str) and not callable(function):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from xpnn import ops
-from xpnn.dispatch import Array, Op
+from xpnn.dispatch import OPS, Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
 
@@ -13,7 +12,7 @@ from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
 class _AlongAxis(Layer):
     """An op that works along one axis of each sample."""
 
-    _op: ClassVar[Op]
+    op_name: ClassVar[str]
 
     def __init__(self, axis: int = -1) -> None:
         if type(axis) is not int or axis == 0:
@@ -32,7 +31,7 @@ class _AlongAxis(Layer):
         return input_shape, {}
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
-        y, vjp = self._op(x, axis=self.axis)
+        y, vjp = OPS[self.op_name](x, self.axis)
 
         def backward(dy: Array) -> tuple[Any, Tree]:
             return vjp(dy)[0], {}
@@ -55,7 +54,7 @@ class Softmax(_AlongAxis):
     """
 
     output_kind = "probabilities"
-    _op = ops.softmax
+    op_name = "softmax"
 
 
 class LogSoftmax(_AlongAxis):
@@ -70,4 +69,4 @@ class LogSoftmax(_AlongAxis):
     """
 
     output_kind = "log_probabilities"
-    _op = ops.log_softmax
+    op_name = "log_softmax"

@@ -67,8 +67,8 @@ class Adagrad(Optimizer):
     def update(
         self, theta: Array, gradient: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...], decay: Any
     ) -> tuple[Array, ...]:
-        new: tuple[Array, ...]
-        new, _ = ops.adagrad(theta, gradient, *slots, *numbers, self.epsilon, donate=True)
+        (square_sum,), (learning_rate,) = slots, numbers
+        new, _ = ops.adagrad(theta, gradient, square_sum, learning_rate, self.epsilon, donate=True)
         return new
 
 
@@ -107,6 +107,9 @@ class Adadelta(Optimizer):
     def update(
         self, theta: Array, gradient: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...], decay: Any
     ) -> tuple[Array, ...]:
-        new: tuple[Array, ...]
-        new, _ = ops.adadelta(theta, gradient, *slots, *numbers, self.rho, self.epsilon, donate=True)
+        square_average, square_step_average = slots
+        (learning_rate,) = numbers
+        new, _ = ops.adadelta(
+            theta, gradient, square_average, square_step_average, learning_rate, self.rho, self.epsilon, donate=True
+        )
         return new

@@ -65,22 +65,12 @@ class Adam(Optimizer):
         self, theta: Array, gradient: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...], decay: Any
     ) -> tuple[Array, ...]:
         learning_rate, correction1, correction2 = numbers
-        formula = ops.amsgrad if self.amsgrad else ops.adam
-        new: tuple[Array, ...]
-        new, _ = formula(
-            theta,
-            gradient,
-            *slots,
-            learning_rate,
-            self.beta1,
-            self.beta2,
-            self.epsilon,
-            correction1,
-            correction2,
-            decay,
-            donate=True,
-        )
-        return new
+        settings = (learning_rate, self.beta1, self.beta2, self.epsilon, correction1, correction2, decay)
+        if self.amsgrad:
+            first_moment, second_moment, largest = slots
+            return ops.amsgrad(theta, gradient, first_moment, second_moment, largest, *settings, donate=True)[0]
+        first_moment, second_moment = slots
+        return ops.adam(theta, gradient, first_moment, second_moment, *settings, donate=True)[0]
 
 
 class AMSGrad(Adam):
@@ -184,11 +174,12 @@ class Nadam(Optimizer):
         self, theta: Array, gradient: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...], decay: Any
     ) -> tuple[Array, ...]:
         gradient_rate, moment_rate, correction2 = numbers
-        new: tuple[Array, ...]
+        first_moment, second_moment = slots
         new, _ = ops.nadam(
             theta,
             gradient,
-            *slots,
+            first_moment,
+            second_moment,
             gradient_rate,
             moment_rate,
             self.beta1,

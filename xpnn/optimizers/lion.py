@@ -48,6 +48,6 @@ class Lion(Optimizer):
     def update(
         self, theta: Array, gradient: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...], decay: Any
     ) -> tuple[Array, ...]:
-        new: tuple[Array, ...]
-        new, _ = ops.lion(theta, gradient, *slots, *numbers, self.beta1, self.beta2, decay, donate=True)
+        (momentum,), (learning_rate,) = slots, numbers
+        new, _ = ops.lion(theta, gradient, momentum, learning_rate, self.beta1, self.beta2, decay, donate=True)
         return new

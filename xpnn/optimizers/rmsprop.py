@@ -51,8 +51,10 @@ class RMSprop(Optimizer):
     def update(
         self, theta: Array, gradient: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...], decay: Any
     ) -> tuple[Array, ...]:
-        formula = ops.rmsprop_centered if self.centered else ops.rmsprop
-        arrays = slots if self.momentum else (*slots, None)
-        new: tuple[Array, ...]
-        new, _ = formula(theta, gradient, *arrays, *numbers, self.alpha, self.epsilon, self.momentum, donate=True)
-        return new
+        settings = (*numbers, self.alpha, self.epsilon, self.momentum)
+        *averages, velocity = slots if self.momentum else (*slots, None)
+        if self.centered:
+            variance, average = averages
+            return ops.rmsprop_centered(theta, gradient, variance, average, velocity, *settings, donate=True)[0]
+        (square_average,) = averages
+        return ops.rmsprop(theta, gradient, square_average, velocity, *settings, donate=True)[0]

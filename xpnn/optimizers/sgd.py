@@ -76,8 +76,15 @@ class SGD(Optimizer):
     def update(
         self, theta: Array, gradient: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...], decay: Any
     ) -> tuple[Array, ...]:
-        new: tuple[Array, ...]
+        (velocity,), (learning_rate, gradient_weight) = slots, numbers
         new, _ = ops.sgd_momentum(
-            theta, gradient, *slots, numbers[0], self.momentum, numbers[1], nesterov=self.nesterov, donate=True
+            theta,
+            gradient,
+            velocity,
+            learning_rate,
+            self.momentum,
+            gradient_weight,
+            nesterov=self.nesterov,
+            donate=True,
         )
         return new
