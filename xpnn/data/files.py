@@ -130,7 +130,15 @@ def _read_csv(path: Path, target: str | None) -> Any:
     separator = "," if path.suffix == ".gz" else _separator(path)
     names = [str(name) for name in pd.read_csv(path, sep=separator, nrows=0).columns]
     missing = {name: [""] if name == target else list(_MISSING) for name in names}
-    return pd.read_csv(path, sep=separator, keep_default_na=False, na_values=missing, low_memory=False, index_col=False)
+    return pd.read_csv(
+        path,
+        sep=separator,
+        keep_default_na=False,
+        na_values=missing,
+        low_memory=False,
+        index_col=False,
+        float_precision="round_trip",
+    )
 
 
 def _first_line(error: Exception) -> str:
