@@ -9,5 +9,5 @@ echo "installing xpnn (about a minute the first time)"
 install .venv -e ".[data,plot]"
 .venv/bin/xpnn train digits --save digits.safetensors --plot digits.png "$@"
 echo
-echo "The model is in digits.safetensors, its learning curve in digits.png."
-echo "More: .venv/bin/xpnn --help"
+echo "Look at digits.png. To predict with the model, here for its own data: .venv/bin/xpnn predict digits.safetensors digits"
+echo "More: .venv/bin/xpnn --help, and README.md"

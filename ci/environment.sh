@@ -1,8 +1,16 @@
 # Sourced by the scripts beside it: finds a Python and makes virtual environments, leaving the machine as it was.
 
-# python_for_xpnn: prints a Python of version 3.11 or later, or says what is missing and fails.
+# python_for_xpnn: prints $PYTHON, or without it the first Python of version 3.11 or later; says so if there is none.
 python_for_xpnn() {
-    for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 python; do
+    if [ -n "${PYTHON:-}" ]; then
+        if "$PYTHON" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$PYTHON"
+            return 0
+        fi
+        echo "PYTHON=$PYTHON is no Python of version 3.11 or later" >&2
+        return 1
+    fi
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
         if "$candidate" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return 0
@@ -12,13 +20,14 @@ python_for_xpnn() {
     return 1
 }
 
-# make_environment DIRECTORY: a virtual environment there, unless it exists.
+# make_environment DIRECTORY: a virtual environment there, unless it exists; one that was cut short is completed.
 make_environment() {
-    if [ ! -x "$1/bin/python" ]; then
+    if ! "$1/bin/python" -m pip --version >/dev/null 2>&1; then
         python=$(python_for_xpnn) || exit 1
         echo "making a virtual environment in $1 ($("$python" --version))"
+        if [ -e "$1" ]; then existed=yes; else existed=no; fi
         if ! "$python" -m venv "$1"; then
-            rm -rf "$1"
+            if [ "$existed" = no ]; then rm -rf "$1"; fi
             echo "Python's venv module is not complete here; on Debian and Ubuntu: apt-get install python3-venv" >&2
             exit 1
         fi
@@ -32,6 +41,7 @@ install() {
     log="$directory/pip.log"
     if ! "$directory/bin/python" -m pip install --disable-pip-version-check "$@" >"$log" 2>&1; then
         cat "$log" >&2
+        echo "pip could not install: $* (what it said is above, and in $log)" >&2
         exit 1
     fi
 }

@@ -1,8 +1,18 @@
 #!/bin/sh
-# Runs the matrix with the cupy rows required, on a machine with an NVIDIA GPU.
+# Runs the tests that have rows, on numpy and cupy, both required, on a machine with an NVIDIA GPU.
 #
-#   sh ci/gpu.sh             makes .venv-gpu with CuPy for the driver's CUDA version
-#   PYTHON=... sh ci/gpu.sh --as-is   uses that Python as it is (CuPy and the test packages are installed already)
+#   sh ci/gpu.sh                      makes .venv-gpu with CuPy for the driver's CUDA version
+#   PYTHON=... sh ci/gpu.sh --as-is   uses that Python as it is, and installs nothing
+#
+# Packages needed for --as-is, in that Python or unpacked in a directory of PYTHONPATH:
+#   the library    numpy, cupy-cuda12x or cupy-cuda13x 14.2, array-api-compat, rich, safetensors, typer
+#   the tests      array-api-strict, hypothesis, jax, pandas, pytest, scikit-learn
+#   what these need (where installed without dependencies)
+#     rich           markdown-it-py, mdurl, pygments
+#     typer          annotated-doc, shellingham, pydantic, pydantic-core, annotated-types, typing-extensions,
+#                    typing-inspection
+#     pandas         python-dateutil
+#     scikit-learn   cloudpickle, joblib, narwhals, scipy, threadpoolctl
 set -eu
 cd "$(dirname "$0")/.."
 . ci/environment.sh
@@ -30,7 +40,10 @@ export XPNN_TEST_BACKENDS=numpy,cupy
 export XPNN_REQUIRE_BACKENDS=numpy,cupy
 # In the cupy rows nothing may be silently rounded to TF32.
 unset CUPY_TF32 || true
+# JAX has no row here; on a GPU it would take most of the memory as soon as a test imports it.
+export JAX_PLATFORMS=cpu
 step "backends" "$python" -m xpnn backends
-step "the matrix on numpy and cupy" "$python" -m pytest -q tests/matrix tests/backends tests/training
+step "the matrix and all other tests with rows" "$python" -m pytest -q tests/matrix tests/backends tests/training \
+    tests/layers tests/losses tests/ops tests/optimizers tests/test_*.py
 step "gradient check, with the errors" "$python" -m xpnn check --backends numpy,cupy --require numpy,cupy
-step "one network on both" "$python" examples/same_on_every_backend.py
+step "one network on both" "$python" examples/same_on_every_backend.py --backend cupy

@@ -31,7 +31,8 @@ step "style" "$bin/ruff" check .
 step "format" "$bin/ruff" format --check .
 step "types" "$bin/mypy"
 step "documentation" "$bin/pdoc" --docformat google --output-directory build/docs xpnn xpnn_backends.numpy_backend
-step "tests and the backend matrix" "$bin/python" -m pytest -n "${XPNN_TEST_WORKERS:-2}" -q
+# The table of rows at the end says which did not run and why: no list of each skipped test as well.
+step "tests and the backend matrix" "$bin/python" -m pytest -n "${XPNN_TEST_WORKERS:-2}" -q -r fE
 unset XPNN_REQUIRE_BACKENDS
 step "wheel and sdist" sh ci/package.sh "$bin/python"
 echo

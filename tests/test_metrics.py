@@ -263,3 +263,18 @@ def test_a_metric_of_ones_own():
     assert net.evaluate(X, y, loss="mse", metrics=[Bias()], batch_size=3)["bias"] == pytest.approx(
         float(net.predict(X)[0, 0])
     )
+
+
+def test_top_k_counts_no_guess_that_is_nan():
+    prediction = np.array([[np.nan, np.nan, np.nan], [np.nan, 2.0, 1.0], [3.0, np.nan, 1.0]])
+    target = np.array([0, 1, 0])
+    # NaN counts as ahead of every number: the second and the third answer come second.
+    assert measure(xpnn.metrics.TopK(2), xpnn.losses.CrossEntropy(), prediction, target) == pytest.approx(2 / 3)
+
+
+def test_confusion_matrix_of_weights_that_are_nan_is_no_crash():
+    prediction, target = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+    matrix = measure(
+        xpnn.metrics.ConfusionMatrix(), xpnn.losses.CrossEntropy(), prediction, target, np.array([np.nan, 1.0])
+    )
+    assert np.isnan(matrix[0][0])

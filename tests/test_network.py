@@ -1,10 +1,13 @@
 """The network's own methods: parameters, moving, freezing, summary."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
 import xpnn
-from xpnn.errors import BackendError, ConfigError, ShapeError
+from xpnn.errors import BackendError, ConfigError, DataError, DeviceError, ShapeError
 
 
 def network(**options):
@@ -270,3 +273,72 @@ def test_weights_of_another_layout_are_refused():
     net.freeze("0")
     with pytest.raises(ConfigError, match="moved, frozen or unfrozen"):
         net.restore_weights(kept)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"]
+)
+@pytest.mark.xpnn_rows(dtypes=["float64"], reason="copies do not depend on the dtype")
+def test_a_copy_is_a_network_of_its_own(backend, dtype, duplicate):
+    net = network(backend=backend)
+    options = {"loss": "cross_entropy", "optimizer": xpnn.Adam(0.01, ema=0.9), "verbose": 0, "batch_size": 5}
+    net.fit(X, Y, **options)
+    before = on_host(net)
+    again = duplicate(net)
+    assert again.backend.spec == net.backend.spec
+    assert again.fit(X, Y, resume=True, verbose=0).epochs == [2]
+    for name, value in on_host(net).items():
+        np.testing.assert_array_equal(value, before[name])
+    # and it has taken the step that the original takes
+    net.fit(X, Y, resume=True, verbose=0)
+    for name, value in on_host(net).items():
+        np.testing.assert_array_equal(value, on_host(again)[name])
+
+
+@pytest.mark.parametrize("shape", [3, "3", ("3",), (-3,), (3.0,), {3}])
+def test_an_input_shape_that_is_none(shape):
+    with pytest.raises(ConfigError, match="input_shape"):
+        xpnn.Network(xpnn.Dense(2), backend="numpy", input_shape=shape)
+
+
+def test_a_build_that_fails_changes_nothing():
+    net = network()
+    before = on_host(net)
+    with pytest.raises(ShapeError):
+        net.build((5,))
+    assert net.input_shape == (2,)
+    np.testing.assert_array_equal(net.predict(X).shape, (12, 3))
+    for name, value in on_host(net).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_the_prediction_of_a_network_without_parameters_is_not_x_itself(backend, dtype):
+    x = np.ones((2, 3), dtype)
+    for layers in ((), (xpnn.Flatten(),), (xpnn.Dropout(0.5),)):
+        y = np.array(xpnn.Network(*layers, backend=backend, dtype=dtype).predict(x), copy=False)
+        assert not np.shares_memory(x, y)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ([["a"] * 4] * 2, DataError),
+        ([[1j] * 4] * 2, DataError),
+        ([[1, 2], [3]], DataError),
+        (None, DataError),
+    ],
+    ids=["text", "complex", "ragged", "none"],
+)
+def test_parameters_that_are_no_numbers(value, error):
+    net = network()
+    with pytest.raises(error, match="0.weight"):
+        net.set_parameters({**net.parameters, "0.weight": value})
+    with pytest.raises(ConfigError, match="as a dict"):
+        net.set_parameters(list(net.parameters))
+
+
+def test_parameters_of_another_library_do_not_travel_silently():
+    net = network()
+    theirs = xpnn.get_backend("strict").asarray(net.parameters["0.weight"])
+    with pytest.raises(DeviceError, match="0.weight is an array of strict"):
+        net.set_parameters({**net.parameters, "0.weight": theirs})

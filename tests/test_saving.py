@@ -400,3 +400,62 @@ def test_importing_xpnn_does_not_load_safetensors():
     code = "import sys, xpnn, xpnn.saving; print('safetensors' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def with_description(path, change):
+    """The file with its description changed."""
+    arrays, text = load_file(path), json.dumps(change(json.loads(description_of(path))))
+    save_file(arrays, path, {"xpnn": text})
+
+
+def description_of(path):
+    with saving._open(path) as file:
+        return file.metadata()["xpnn"]
+
+
+def set_in(description, value, *keys):
+    inner = description
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return description
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("training", "step"), float("inf")),
+        (("training", "step"), -7),
+        (("training", "step"), "7"),
+        (("training", "step"), 10**400),
+        (("training", "epoch"), float("-inf")),
+        (("training", "epoch"), -1),
+        (("input_shape",), [float("inf")]),
+        (("input_shape",), "4"),
+        (("layers", "positional", 0, "positional"), [4, 10**12]),  # more memory than there is
+        (("layers", "class"), "os.system"),
+    ],
+)
+def test_a_description_that_makes_no_sense(tmp_path, keys, value):
+    path = tmp_path / "m.safetensors"
+    trained().save(path)
+    with_description(path, lambda description: set_in(description, value, *keys))
+    with pytest.raises(CheckpointError):
+        xpnn.Network.load(path, backend="numpy")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_a_description_that_is_nested_without_end(tmp_path, text):
+    path = tmp_path / "m.safetensors"
+    save_file({}, path, {"xpnn": text})
+    for read in (xpnn.Network.load, saving.read_metadata):
+        with pytest.raises(CheckpointError, match="damaged description"):
+            read(path)
+
+
+def test_metadata_that_is_no_dict_and_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(ConfigError, match="is no dict"):
+        network().save(tmp_path / "m.safetensors", metadata=[1])
+    for use in (network().save, xpnn.Network.load):
+        with pytest.raises(CheckpointError):
+            use(tmp_path / ("x" * 300))

@@ -166,6 +166,12 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all work on the device is done (for timing)."""
 
+    def __deepcopy__(self, memo: Any) -> Backend:
+        return self  # two networks of one backend hold the same object, also when one is a copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.device_name,)  # device objects of some libraries cannot be pickled
+
     def __repr__(self) -> str:
         return f"<backend {self.spec}>"
 
@@ -332,7 +338,13 @@ def get_backend(spec: str | Backend | None = None) -> Backend:
         chosen = _current.get() or _process
         if chosen is not None:
             return chosen
-        spec = os.environ.get("XPNN_BACKEND") or "numpy"
+        variable = os.environ.get("XPNN_BACKEND")
+        if not variable:
+            return get_backend("numpy")
+        try:
+            return get_backend(variable)
+        except BackendError as error:
+            raise BackendError(f"the variable XPNN_BACKEND: {error}") from None
     if not isinstance(spec, str):
         raise BackendError(f'a backend is named by a string such as "numpy" or "cupy:1", not by {spec!r}')
     name, _, device_name = spec.partition(":")

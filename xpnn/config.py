@@ -35,7 +35,13 @@ class Configurable:
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             if name == "self":
                 continue
-            value = getattr(self, name)
+            try:
+                value = getattr(self, name)
+            except AttributeError:
+                raise ConfigError(
+                    f"{type(self).__name__}: the constructor must store its argument {name!r} as self.{name}; saving "
+                    "and printing need it"
+                ) from None
             if parameter.kind is parameter.VAR_POSITIONAL:
                 positional.extend(value)
             elif parameter.kind is parameter.VAR_KEYWORD:

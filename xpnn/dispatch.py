@@ -130,7 +130,7 @@ class Op:
             )
         body = known.overrides.get(self.name, self.generic) if _overrides_active else self.generic
         if not known.one_device:
-            body = _device_checked(self, body)
+            body = _device_checked(self, body, known, arguments)
         _refuse_mixture(self, arguments)
         self.bodies[kinds] = body
         return body
@@ -166,7 +166,11 @@ def device(x: Array) -> Any:
 
 def backend_of(x: object) -> str | None:
     """The name of the backend whose arrays x is one of, or None."""
-    known = _kind(type(x))
+    return _backend_of_type(type(x))
+
+
+def _backend_of_type(kind: type) -> str | None:
+    known = _kind(kind)
     return None if known is None or not known.backend else known.backend
 
 
@@ -218,13 +222,18 @@ def without_overrides() -> Iterator[None]:
         refresh_bodies()
 
 
-def _device_checked(registered: Op, body: Body) -> Body:
-    """`body` behind a check that all arrays lie on one device, for libraries whose arrays can lie on several."""
+def _device_checked(registered: Op, body: Body, known: Kind, arguments: tuple[Any, ...]) -> Body:
+    """`body` behind a check that arguments of these types lie on one device; one array alone needs none."""
+    same_library = [position for position, x in enumerate(arguments) if _backend_of_type(type(x)) == known.backend]
+    if len(same_library) < 2:
+        return body
+    first, *others = same_library
+    device_of = known.device_of
 
     def checked(*arguments: Any, **options: Any) -> tuple[Any, Vjp]:
-        first = device(arguments[0])
-        for argument in arguments[1:]:
-            if type(argument) not in _NOT_ARRAYS and hasattr(argument, "shape") and device(argument) != first:
+        where = device_of(arguments[first])
+        for position in others:
+            if device_of(arguments[position]) != where:
                 _refuse_mixture(registered, arguments)
         return body(*arguments, **options)
 

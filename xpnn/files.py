@@ -51,10 +51,13 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    """The file that a path leads to. Raises OSError if there is no folder for it, or a folder in its place."""
+    """The file that a path leads to. Raises OSError if there is no folder for it, or something else in its place."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder; give the name of a file", str(path))
+    if target.exists() and not target.is_file():
+        # A rename would put a file in the place of /dev/null.
+        raise OSError(errno.EINVAL, "it is a device or a pipe; give the name of a file", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT, f"there is no folder {str(Path(path).parent)!r}; make it first", str(path)

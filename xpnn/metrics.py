@@ -175,8 +175,9 @@ class TopK(_ClassMetric):
         known = (label >= 0) & (label < prediction.shape[-1])
         index = xp.expand_dims(xp.where(known, label, xp.zeros_like(label)), axis=-1)
         own = xp.take_along_axis(prediction, index, axis=-1)
-        ahead = (prediction > own) | ((prediction == own) & (classes < index))
-        rank = xp.sum(xp.astype(ahead, prediction.dtype), axis=-1)
+        behind = (prediction < own) | ((prediction == own) & (classes >= index))
+        # What is not behind is ahead, so that a NaN, which no comparison finds, is never among the best.
+        rank = xp.sum(xp.astype(~behind, prediction.dtype), axis=-1)
         right = xp.where((rank < self.k) & known, counts, xp.zeros_like(counts))
         return sums[0] + xp.sum(right), sums[1] + xp.sum(counts)
 
@@ -212,7 +213,7 @@ class ConfusionMatrix(_ClassMetric):
 
     def result(self, sums: Sums) -> Any:
         rows: list[list[float]] = sums[0].tolist()
-        whole = all(value == int(value) for row in rows for value in row if math.isfinite(value))
+        whole = all(value.is_integer() for row in rows for value in row)
         return [[int(value) for value in row] for row in rows] if whole else rows
 
 

@@ -9,17 +9,18 @@ from typing import Any
 
 from xpnn import dispatch
 from xpnn.backend import Backend, get_backend
-from xpnn.config import Configurable, by_name, encode
+from xpnn.config import Configurable, by_name, check_integer, encode
 from xpnn.dispatch import Array
-from xpnn.errors import ConfigError, ShapeError
+from xpnn.errors import ConfigError, DeviceError, ShapeError
 from xpnn.layers import Layer, Run, Sequential
+from xpnn.layers.layer import checked_build
 from xpnn.losses import LOSSES, Loss, check_output
 from xpnn.metrics import Metric, metrics_from
 from xpnn.optimizers import OPTIMIZERS, Optimizer
 from xpnn.parameters import Layout, Vector, collect
 from xpnn.random import check_seed
 from xpnn.training.callbacks import Callback
-from xpnn.training.data import as_inputs, check_batch_size, check_indices, enter, enter_data
+from xpnn.training.data import as_inputs, check_batch_size, check_indices, enter, enter_data, numbers_on_host
 from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit
 from xpnn.training.history import History
 from xpnn.training.move import move_slots
@@ -85,13 +86,21 @@ class Network:
             self.build(shape)
 
     def build(self, input_shape: tuple[int, ...]) -> None:
-        """Fix the shape of an input sample and draw the parameters. Raises ShapeError if the layers do not fit."""
-        shape = tuple(int(length) for length in input_shape)
-        self.output_shape, tree = self.root.build(shape)
-        self._layout = Layout(collect(self.root, tree), self.dtype, self.backend.blocked)
-        self._theta, self._buffers = self._layout.initialize(self.seed, self.backend)
-        self.input_shape = shape
-        self.training = None
+        """Fix the shape of an input sample and draw the parameters.
+
+        Raises:
+            ConfigError: input_shape is no shape, or a layer of yours asks for parameters that make no sense.
+            ShapeError: the layers do not fit together.
+        """
+        if not isinstance(input_shape, (tuple, list)):
+            raise ConfigError(f"input_shape={input_shape!r} is no shape; give that of one sample, such as (3,)")
+        shape = tuple(check_integer("a length of input_shape", length, minimum=0) for length in input_shape)
+        output_shape, tree = checked_build(self.root, shape)
+        layout = Layout(collect(self.root, tree), self.dtype, self.backend.blocked)
+        theta, buffers = layout.initialize(self.seed, self.backend)
+        # Set in the end, and together: a network is built as a whole or not at all.
+        self.input_shape, self.output_shape, self.training = shape, output_shape, None
+        self._layout, self._theta, self._buffers = layout, theta, buffers
 
     @property
     def layout(self) -> Layout:
@@ -222,6 +231,13 @@ class Network:
                 rows = inputs[start : min(start + size, samples), ...] if samples > size else inputs
                 pieces.append(self.root.forward(rows, tree, Run())[0])
             output = pieces[0] if len(pieces) == 1 else self.backend.xp.concat(pieces)
+            if tuple(output.shape[1:]) != self.output_shape:
+                raise ShapeError(
+                    f"the network gives samples of shape {tuple(output.shape[1:])}, and its layers' build promised "
+                    f"{self.output_shape}; a layer of yours is wrong: xpnn.testing.check_layer says which"
+                )
+            if not self.layout.entries:
+                output = self.backend.copy(output)  # layers such as Flatten give back X itself
         return output if mine else self.backend.to_host(output)
 
     def loss_and_gradients(
@@ -241,13 +257,19 @@ class Network:
             prediction, backward = self.root.forward(data.inputs, tree, Run(input_gradient=False))
             value, vjp = criterion(prediction, data.target, data.weight)
             _, gradients = backward(vjp(1.0)[0])
+            self.layout.check_gradients(gradients)
             return self.backend.xp.asarray(value), self.layout.gather(gradients)
 
     def set_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Set all parameters, from host arrays or arrays of the network's backend, by name as in `parameters`.
 
-        Raises ConfigError that lists every name that is missing, unexpected, or has an array of a wrong shape.
+        Raises:
+            ConfigError: lists every name that is missing, unexpected, or has an array of a wrong shape.
+            DataError: a value is no array of numbers.
+            DeviceError: an array is of another library.
         """
+        if not isinstance(parameters, Mapping):
+            raise ConfigError(f"parameters are given by name, as a dict; got a {type(parameters).__name__}")
         wanted = {entry.name: entry.parameter.shape for entry in self.layout.entries}
         faults = [f"{name} is missing" for name in wanted if name not in parameters]
         faults += [f"{name} is unexpected" for name in parameters if name not in wanted]
@@ -255,7 +277,13 @@ class Network:
         for name, value in parameters.items():
             if name not in wanted:
                 continue
-            array = self.backend.asarray(value, self.dtype)
+            owner = dispatch.backend_of(value)
+            if owner not in (None, "numpy", self.backend.name):
+                raise DeviceError(
+                    f"{name} is an array of {owner}, the network lives on {self.backend.spec}; give a NumPy array"
+                )
+            mine = owner == self.backend.name and owner != "numpy"
+            array = self.backend.asarray(value if mine else numbers_on_host(name, value), self.dtype)
             if tuple(array.shape) != wanted[name]:
                 faults.append(f"{name} has shape {tuple(array.shape)}, wants {wanted[name]}")
             arrays[name] = array
@@ -476,6 +504,9 @@ class Network:
         if kind == "index" and self.root.index_limit is not None:
             check_indices(inputs, self.root.index_limit, self.backend)
         return inputs, self.backend.owns(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}  # a compiled step can neither be copied nor pickled
 
     def __repr__(self) -> str:
         layers = ", ".join(repr(layer) for layer in self.root.layers)

@@ -11,12 +11,12 @@ arrays everywhere: of one array, or of one for each parameter.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from xpnn.backend import Backend, host
 from xpnn.dispatch import Array, namespace
-from xpnn.errors import ShapeError
+from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import Draw
 from xpnn.layers.layer import Layer, Parameter, Tree
 from xpnn.ops.pack import pack
@@ -112,6 +112,10 @@ class Layout:
         self._flat_places = [entry.places[0] for entry in self.trained] if simple else None
         self._cached: tuple[Any, Tree] | None = None
         self._constants: dict[tuple[float, ...], Vector] = {}
+        self._gradients_checked = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cached": None}  # views would be copied as arrays of their own
 
     @property
     def names(self) -> list[str]:
@@ -183,8 +187,44 @@ class Layout:
         return dict(zip(self.names, self._gather(gradients), strict=True))
 
     def gradient_vector(self, gradients: Tree) -> Vector:
-        """Nested gradients as one vector; those of a shared layer are added up."""
-        return self._join(self._gather(gradients))
+        """Nested gradients as one vector; those of a shared layer are added up.
+
+        Raises ConfigError if gradients are missing, or (looked for in the first call only) are wrong in shape or dtype.
+        """
+        try:
+            found = self._gather(gradients)
+        except (KeyError, TypeError, IndexError):
+            self.check_gradients(gradients)
+            raise
+        if not self._gradients_checked:
+            self.check_gradients(gradients)
+            self._gradients_checked = True
+        return self._join(found)
+
+    def check_gradients(self, gradients: Tree) -> None:
+        """Raise ConfigError, which names layer and parameter, unless there is a gradient as wanted for each of them."""
+        known = {place for entry in self.entries for place in entry.places}
+        given = dict(_leaves(gradients))
+        for place in given:
+            if place not in known:
+                raise ConfigError(
+                    f"{_backward_of(place)} gives a gradient of {place[-1]!r}, which is none of its parameters"
+                )
+        for entry in self.trained:
+            for place in entry.places:
+                gradient: Any = given.get(place)
+                if not hasattr(gradient, "shape"):
+                    raise ConfigError(
+                        f"{_backward_of(place)} gives no gradient of its parameter {place[-1]!r}; it must return "
+                        "(dx, gradients), gradients a dict with an array for each parameter"
+                    )
+                shape, dtype = tuple(gradient.shape), getattr(namespace(gradient), self.dtype)
+                if shape != entry.parameter.shape or gradient.dtype != dtype:
+                    raise ConfigError(
+                        f"{_backward_of(place)} gives a gradient of {place[-1]!r} of shape {shape} and dtype "
+                        f"{gradient.dtype}; the parameter has {entry.parameter.shape} and {self.dtype}. "
+                        "xpnn.testing.check_layer finds the layer where a wrong dtype comes in"
+                    )
 
     def _gather(self, gradients: Tree) -> list[Array]:
         if self._flat_places is not None:
@@ -206,6 +246,11 @@ class Layout:
         arrays = {}
         for entry in self.entries:
             value = entry.parameter.initializer.sample(entry.parameter.shape, Draw(seed, entry.number))
+            if tuple(value.shape) != entry.parameter.shape:
+                raise ConfigError(
+                    f"{entry.parameter.initializer!r} gave an array of shape {tuple(value.shape)} for the parameter "
+                    f"{entry.name!r} of shape {entry.parameter.shape}"
+                )
             arrays[entry.name] = xp.astype(value, getattr(xp, self.dtype))
         return self.place(arrays, backend)
 
@@ -214,6 +259,19 @@ class Layout:
         theta = tuple(backend.asarray(block, self.dtype) for block in self.join(arrays))
         buffers = {name: backend.asarray(arrays[name], self.dtype) for name in sorted(self.frozen)}
         return theta, buffers
+
+
+def _leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, item) for each item of nested dicts that is neither a dict nor None."""
+    if isinstance(node, dict):
+        for key, item in node.items():
+            yield from _leaves(item, (*path, key))
+    elif node is not None:
+        yield path, node
+
+
+def _backward_of(place: tuple[str, ...]) -> str:
+    return f"the backward function of layer {'.'.join(place[:-1])!r}" if place[:-1] else "the backward function"
 
 
 def _fill(structure: Tree, path: tuple[str, ...], at_place: Mapping[tuple[str, ...], Array]) -> Tree:

@@ -11,20 +11,23 @@ Arrays are stored by the parameter's name, not as the vector, so that a file fro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpnn.backend import Backend, host
-from xpnn.config import Configurable, decode, encode
-from xpnn.errors import BackendError, CheckpointError, ConfigError, XpnnError
+from xpnn.config import Configurable, check_integer, decode, encode
+from xpnn.errors import CheckpointError, ConfigError, XpnnError
 from xpnn.files import write_atomically
+from xpnn.layers import Layer, Sequential
+from xpnn.layers.layer import checked_build
+from xpnn.parameters import Layout, collect
 
 if TYPE_CHECKING:
     from xpnn.network import Network
-    from xpnn.parameters import Layout
 
 FORMAT = 1
 """The version of the file format that this xpnn writes; it reads this one and all before it."""
@@ -60,6 +63,8 @@ def save(network: Network, path: str | os.PathLike[str], metadata: Mapping[str, 
     """
     from safetensors.numpy import save as to_bytes
 
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise ConfigError(f"metadata={metadata!r} is no dict")
     arrays, description = _describe(network, metadata)
     try:
         text = json.dumps(description)
@@ -89,23 +94,17 @@ def load(
             listed.
         BackendError: the backend is unknown or not usable here.
     """
+    classes = tuple(custom)
     with _open(path) as file:
         description = _description(path, file)
-        classes = tuple(custom)
-        try:
-            network = _build(description, classes, backend)
+        with _faults_named(path):
+            root = _decoded(description["layers"], classes, Sequential)
             plan = _plan(description["training"], classes)
-        except BackendError:
-            raise
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            reason = str(error) if isinstance(error, XpnnError) else f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{os.fspath(path)!r} describes a network that cannot be built: {reason}") from error
-        shapes = {entry.name: entry.parameter.shape for entry in network.layout.entries}
-        if plan is not None:
-            for slot in plan["slots"]:
-                for entry in network.layout.trained:
-                    shapes[_slot_name(slot, entry.name)] = entry.parameter.shape
-        arrays = _read(path, file, _Wanted(shapes, network.dtype))
+            wanted = _wanted(root, description, plan)
+        # Before the network is built: a damaged description could ask for any amount of memory.
+        arrays = _read(path, file, wanted)
+    with _faults_named(path):
+        network = _build(root, description, backend)
     network._theta, network._buffers = network.layout.place(arrays, network.backend)
     if plan is not None:
         network.training = _training_state(plan, arrays, network)
@@ -166,9 +165,11 @@ def _open(path: str | os.PathLike[str]) -> Any:
     from safetensors import SafetensorError, safe_open
 
     name = os.fspath(path)
-    if not Path(path).is_file():
-        raise CheckpointError(f"{name!r} is {'a folder' if Path(path).is_dir() else 'not there'}; give a model file")
     try:
+        if not Path(path).is_file():
+            raise CheckpointError(
+                f"{name!r} is {'a folder' if Path(path).is_dir() else 'not there'}; give a model file"
+            )
         return safe_open(name, framework="numpy")
     except SafetensorError as error:
         raise CheckpointError(f"{name!r} is damaged, or no safetensors file: {error}") from None
@@ -190,7 +191,7 @@ def _description(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
         version = description["format"]
         writer = description["version"]
         newer = version > FORMAT
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{name!r} has a damaged description: {type(error).__name__}: {error}") from None
     if newer:
         raise CheckpointError(
@@ -225,14 +226,32 @@ def _read(path: str | os.PathLike[str], file: Any, wanted: _Wanted) -> Arrays:
     return {name: file.get_tensor(name) for name in wanted.shapes}
 
 
-def _build(
-    description: dict[str, Any], custom: tuple[type[Configurable], ...], backend: str | Backend | None
-) -> Network:
+def _wanted(root: Layer, description: dict[str, Any], plan: dict[str, Any] | None) -> _Wanted:
+    """The arrays that a file with this description must hold."""
+    lengths = tuple(check_integer("a length of input_shape", length, 0) for length in description["input_shape"])
+    entries = collect(root, checked_build(root, lengths)[1]).entries
+    shapes = {entry.name: entry.parameter.shape for entry in entries}
+    for slot in plan["slots"] if plan else ():
+        for entry in entries:
+            if entry.name not in description["frozen"]:
+                shapes[_slot_name(slot, entry.name)] = entry.parameter.shape
+    return _Wanted(shapes, description["dtype"])
+
+
+@contextlib.contextmanager
+def _faults_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A block in which what constructors raise for a description that makes no sense becomes a CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        reason = str(error) if isinstance(error, XpnnError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{os.fspath(path)!r} describes a network that cannot be built: {reason}") from error
+
+
+def _build(root: Sequential, description: dict[str, Any], backend: str | Backend | None) -> Network:
     """The network of a description, with parameters that are still those of its seed."""
-    from xpnn.layers import Sequential
     from xpnn.network import Network
 
-    root = _decoded(description["layers"], custom, Sequential)
     network = Network(
         *root.layers,
         backend=backend,
@@ -256,9 +275,17 @@ def _plan(training: dict[str, Any] | None, custom: tuple[type[Configurable], ...
         "loss": _decoded(training["loss"], custom, Loss),
         "metrics": tuple(_decoded(metric, custom, Metric) for metric in training["metrics"]),
         "slots": [str(slot) for slot in training["slots"]],
-        "step": int(training["step"]),
-        "epoch": int(training["epoch"]),
+        "step": _count("step", training["step"]),
+        "epoch": _count("epoch", training["epoch"]),
     }
+
+
+def _count(name: str, value: Any) -> int:
+    """A number of steps or epochs. Raises ConfigError if it is none."""
+    count = check_integer(name, value, minimum=0)
+    if count >= 2**63:
+        raise ConfigError(f"{name}={count} is more than a training can have")
+    return count
 
 
 def _decoded(data: Any, custom: tuple[type[Configurable], ...], wanted: type) -> Any:

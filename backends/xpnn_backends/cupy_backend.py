@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import types
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
@@ -49,7 +51,7 @@ def _scatter_add(values: Any, indices: Any, length: int) -> tuple[Any, Any]:
     check_scatter(values, indices)
     features = values.shape[-1]
     total = cupy.zeros((length, features), dtype=values.dtype)
-    cupyx.scatter_add(total, indices.ravel(), values.reshape(indices.size, features))
+    cupy.add.at(total, indices.ravel(), values.reshape(indices.size, features))
 
     def vjp(dy: Any) -> tuple[Any, None]:
         return cupy.take(dy, indices, axis=0), None
@@ -71,8 +73,24 @@ def _normal_cdf(x: Any) -> tuple[Any, Any]:
     return cupyx.scipy.special.ndtr(x), vjp
 
 
+@cache
+def _namespace() -> Any:
+    """array_api_compat's namespace of CuPy, with a `sign` that does not wait for the GPU.
+
+    CuPy's sign of NaN is 0. array_api_compat mends that by a boolean mask, and CuPy reads the size of a mask.
+    """
+    kernel = cupy.ElementwiseKernel("T x", "T y", "y = x > T(0) ? T(1) : x < T(0) ? T(-1) : x", "xpnn_sign")
+
+    def sign(x: Any) -> Any:
+        return kernel(x) if x.dtype.kind == "f" else array_api_compat.cupy.sign(x)
+
+    copy = types.ModuleType(array_api_compat.cupy.__name__, array_api_compat.cupy.__doc__)
+    vars(copy).update(vars(array_api_compat.cupy), sign=sign)
+    return copy
+
+
 class CupyBackend(Backend):
-    """CuPy on one NVIDIA GPU: "cupy" is the current device, "cupy:1" the second."""
+    """CuPy on one NVIDIA GPU: "cupy" is the device that is current when it is first asked for, "cupy:1" the second."""
 
     name = "cupy"
     array_packages = ("cupy",)
@@ -88,7 +106,7 @@ class CupyBackend(Backend):
 
     @classmethod
     def namespace(cls) -> Any:
-        return array_api_compat.cupy
+        return _namespace()
 
     @classmethod
     def devices(cls) -> list[str]:

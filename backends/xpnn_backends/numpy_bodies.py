@@ -7,6 +7,7 @@ are bound by memory: what a body has just made, it works on in place.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,8 +38,9 @@ def linear(
         dx = dy.dot(weight.T) if input_gradient else None
         rows, dy_rows = x, dy
         if x.ndim != 2:
-            rows = x.reshape(-1 if x.size else 0, x.shape[-1])
-            dy_rows = dy.reshape(rows.shape[0], dy.shape[-1])
+            count = math.prod(x.shape[:-1])
+            rows = x.reshape(count, x.shape[-1])
+            dy_rows = dy.reshape(count, dy.shape[-1])
         return dx, rows.T.dot(dy_rows), None if bias is None else _ones(dy_rows.shape[0], dy_rows.dtype).dot(dy_rows)
 
     return y, vjp
@@ -68,7 +70,8 @@ _DERIVATIVES: dict[str | None, Any] = {None: None, "relu": _relu_derivative, "ta
 
 def mse(prediction: Any, target: Any, weight: Any = None, *, reduction: str = "mean") -> tuple[Any, Any]:
     """The plain mean, in the fewest calls."""
-    if weight is not None or reduction != "mean" or not prediction.size:
+    plain = weight is None and reduction == "mean" and prediction.shape == target.shape and prediction.size
+    if not plain:
         return OPS["mse"].generic(prediction, target, weight, reduction=reduction)
     residual = prediction - target
     factor = 1.0 / residual.size
@@ -102,7 +105,8 @@ def cross_entropy(logits: Any, labels: Any, weight: Any = None, **options: Any) 
     if not plain or labels.dtype.kind != "i" or not _all_default(options):
         return OPS["cross_entropy"].generic(logits, labels, weight, **options)
     rows, classes = logits.shape
-    shifted = logits - np.maximum.reduce(logits, 1, keepdims=True)
+    # In C order, whatever the logits' is: below, flattening must give a view.
+    shifted = np.subtract(logits, np.maximum.reduce(logits, 1, keepdims=True), order="C")
     # Positions of the labels in the flattened rows: one index is far quicker to follow than two.
     positions = np.arange(0, rows * classes, classes)
     positions += labels

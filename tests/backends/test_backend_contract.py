@@ -56,6 +56,15 @@ def test_copy_shares_no_memory(backend, dtype):
     assert backend.to_host(x).tolist() == [1.0, 2.0]
 
 
+def test_sign_keeps_nan(backend, dtype):
+    # CuPy's own sign makes 0 of it, which would hide a divergence from Lion.
+    x = backend.asarray([-np.inf, -2.0, -0.0, 0.0, 1e-30, 3.0, np.inf, np.nan], dtype)
+    with backend.discipline():
+        found = backend.xp.sign(x)
+    assert found.dtype == backend.dtype(dtype)
+    np.testing.assert_array_equal(backend.to_host(found), [-1, -1, 0, 0, 1, 1, 1, np.nan])
+
+
 def test_random_words_are_numpys(backend):
     key, step = np.array([3, 5], dtype=np.uint64), 7
     want = np.random.Philox(key=key, counter=np.array([0, 0, step, 0], dtype=np.uint64)).random_raw(9)

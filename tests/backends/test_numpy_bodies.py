@@ -102,3 +102,63 @@ def test_cross_entropy_body_at_extreme_logits():
     assert value.dtype == np.float32
     assert float(value) == 1e4
     np.testing.assert_array_equal(vjp(1.0)[0], np.array([[0, 0, 0], [-0.5, 0.5, 0]], np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cross_entropy_body_on_logits_in_column_order(dtype):
+    logits = np.random.default_rng(0).standard_normal((3, 5)).astype(dtype).T
+    labels = np.array([0, 1, 2, 1, 0])
+    value, vjp = OPS["cross_entropy"](logits, labels)
+    want, want_vjp = OPS["cross_entropy"].generic(logits, labels)
+    assert value == pytest.approx(float(want), rel=1e-6)
+    np.testing.assert_allclose(vjp(1.0)[0], want_vjp(1.0)[0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (2, 3, 0), (0, 3, 0), (0, 3, 4), (2, 0, 4)])
+def test_linear_without_features_or_without_rows(shape, activation):
+    x, weight, bias = np.ones(shape), np.ones((shape[-1], 5)), np.arange(5.0)
+    y, vjp = OPS["linear"](x, weight, bias, activation=activation)
+    want, want_vjp = OPS["linear"].generic(x, weight, bias, activation=activation)
+    np.testing.assert_array_equal(y, want)
+    dy = np.ones((*shape[:-1], 5))
+    for mine, reference in zip(vjp(dy), want_vjp(dy), strict=True):
+        assert mine.shape == reference.shape
+        np.testing.assert_allclose(mine, reference, rtol=1e-15)
+
+
+def orders(x):
+    """x in memory orders other than its own: by columns, with gaps, from the back; and read-only."""
+    gaps = np.zeros(tuple(2 * length for length in x.shape), x.dtype)
+    gaps[tuple(slice(None, None, 2) for _ in x.shape)] = x
+    backwards = tuple(slice(None, None, -1) for _ in x.shape)
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    return {
+        "columns": np.asfortranarray(x),
+        "gaps": gaps[tuple(slice(None, None, 2) for _ in x.shape)],
+        "backwards": np.ascontiguousarray(x[backwards])[backwards],
+        "read-only": read_only,
+    }
+
+
+@pytest.mark.parametrize("order", ["columns", "gaps", "backwards", "read-only"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.differentiable], ids=lambda case: case.id)
+def test_memory_order_makes_no_difference(case, order):
+    def reordered(x):
+        return orders(x)[order] if isinstance(x, np.ndarray) and x.ndim else x
+
+    arguments = drawn(case, "float64")
+    value, vjp = OPS[case.op].generic(*arguments, **case.options)
+    mine, my_vjp = OPS[case.op](*map(reordered, arguments), **case.options)
+    values, my_values = values_of((value, vjp)), values_of((mine, my_vjp))
+    rng = np.random.default_rng(1)
+    cotangents = tuple(rng.standard_normal(np.shape(part)) for part in values)
+    moved = tuple(reordered(cotangent) for cotangent in cotangents)
+    gradients = vjp(cotangents if isinstance(value, tuple) else cotangents[0])
+    for _ in range(2):  # a vjp can be called again, and gives the same again
+        my_gradients = my_vjp(moved if isinstance(mine, tuple) else moved[0])
+        pairs = [*zip(my_values, values, strict=True), *zip(my_gradients, gradients, strict=True)]
+        for got, want in pairs:
+            if want is not None:
+                np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)

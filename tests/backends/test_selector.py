@@ -94,7 +94,7 @@ def test_precedence(monkeypatch):
 def test_variable_is_read_at_use_not_at_import(monkeypatch):
     assert xpnn.get_backend().spec == "numpy"
     monkeypatch.setenv("XPNN_BACKEND", "nonsense")
-    with pytest.raises(BackendError, match="unknown backend 'nonsense'"):
+    with pytest.raises(BackendError, match="the variable XPNN_BACKEND: unknown backend 'nonsense'"):
         xpnn.get_backend()
 
 

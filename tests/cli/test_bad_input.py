@@ -19,6 +19,10 @@ FILES = {
     "one_class.csv": GOOD.replace("v", "u"),
     "ragged.csv": GOOD.replace("3,1,v", "3,1,v,9,9"),
     "only_target.csv": "y\nu\nv\n",
+    "twice.csv": GOOD.replace("a,b,y", "a,a,y"),
+    "latin.csv": GOOD.replace("a,b", "größe,b").encode("latin-1"),
+    "huge.csv": "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n1e308,1e308,-1e308,1\n",
+    "words.csv": "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5,3,1.5,wide\n",
     "two_rows.csv": "a,y\n1,0.5\n2,1.5\n",
     "binary.csv": bytes(range(256)),
     "binary.npz": bytes(range(256)),
@@ -46,6 +50,14 @@ CASES = {
     "one class": (["train", "one_class.csv", "--target", "y"], "has one class only (u)"),
     "ragged": (["train", "ragged.csv", "--target", "y"], "cannot be read as csv"),
     "only a target": (["train", "only_target.csv", "--target", "y"], "no column besides the target"),
+    "a column twice": (["train", "twice.csv", "--target", "y"], "has 2 columns called 'a'"),
+    "not UTF-8": (["train", "latin.csv", "--target", "y"], "it is no UTF-8 text; save it as UTF-8"),
+    "target dropped": (["train", "good.csv", "--target", "y", "--drop", "b, y"], "'y' is the column to be predicted"),
+    "a class for each sample": (
+        ["train", "good.csv", "--target", "a", "--drop", "y", "--task", "classification"],
+        "each of the 20 samples is of a class of its own",
+    ),
+    "an NPY file called NPZ": (["train", "array.npz"], "cannot be read as npz: it is no zip file"),
     "too few rows": (["train", "two_rows.csv", "--target", "y", "--validation", "0.1"], "cannot be split"),
     "binary csv": (["train", "binary.csv", "--target", "y"], "cannot be read as csv"),
     "binary npz": (["train", "binary.npz"], "cannot be read as npz"),
@@ -61,6 +73,8 @@ CASES = {
     "unknown backend": (["train", "xor", "--backend", "tpu"], "unknown backend 'tpu'; known: numpy, cupy"),
     "unknown device": (["train", "xor", "--backend", "numpy:7"], "has no device '7'"),
     "unknown activation": (["train", "xor", "--activation", "rellu"], "--activation 'rellu' is unknown; known:"),
+    "empty activation": (["train", "xor", "--activation", ""], "--activation '' is unknown; known:"),
+    "empty optimizer": (["train", "xor", "--optimizer", ""], "--optimizer '' is unknown; known:"),
     "unknown optimizer": (["train", "xor", "--optimizer", "adamm"], "--optimizer 'adamm' is unknown; known:"),
     "layers as words": (["train", "xor", "--layers", "many"], "--layers 'many' is not understood"),
     "layers of zero units": (["train", "xor", "--layers", "8,0"], "--layers '8,0' is not understood"),
@@ -76,9 +90,14 @@ CASES = {
     "save without folder": (["train", "xor", "--save", "no/such/m.safetensors"], "there is no folder 'no/such'"),
     "save into a folder": (["train", "xor", "--save", "folder"], "it is a folder"),
     "save below a file": (["train", "xor", "--save", "file/m.safetensors"], "there is no folder 'file'"),
-    "save over the data": (["train", "good.csv", "--target", "y", "--save", "./good.csv"], "'good.csv' is needed"),
-    "plot over the model": (["train", "xor", "--save", "c.png", "--plot", "./c.png"], "'c.png' is needed"),
-    "predict over the data": (["predict", "m.safetensors", "good.csv", "--output", "good.csv"], "is needed"),
+    "save over the data": (["train", "good.csv", "--target", "y", "--save", "./good.csv"], "reads or writes that file"),
+    "plot over the model": (["train", "xor", "--save", "c.png", "--plot", "./c.png"], "reads or writes that file"),
+    "predict over the data": (
+        ["predict", "m.safetensors", "good.csv", "--output", "good.csv"],
+        "reads or writes that file",
+    ),
+    "save without a name": (["train", "xor", "--save", ""], "the name of its file is empty"),
+    "save into a pipe": (["train", "xor", "--save", "pipe"], "it is a device or a pipe"),
     "plot without folder": (["train", "xor", "--plot", "no/c.png"], "there is no folder 'no'"),
     "plot of another kind": (["train", "xor", "--plot", "c.xyz"], "must end in .png, .svg, .pdf"),
     "unknown option": (["train", "xor", "--speed", "9"], "No such option"),
@@ -87,6 +106,8 @@ CASES = {
     "predict without model": (["predict", "nothing.safetensors", "good.csv"], "'nothing.safetensors' is not there"),
     "predict with no model file": (["predict", "good.csv", "good.csv"], "damaged, or no safetensors file"),
     "predict a missing file": (["predict", "m.safetensors", "nothing.csv"], "there is no file 'nothing.csv'"),
+    "predict from text": (["predict", "m.safetensors", "words.csv"], "mend the file: the model needs this column"),
+    "predict from numbers beyond float32": (["predict", "m.safetensors", "huge.csv"], "too large values for float32"),
     "predict without columns": (["predict", "m.safetensors", "two_rows.csv"], "has no columns 'sepal length (cm)', "),
     "predict another data set": (["predict", "m.safetensors", "wine"], "the data set 'wine' has no columns"),
     "predict into nowhere": (["predict", "m.safetensors", "iris", "--output", "no/o.csv"], "there is no folder 'no'"),
@@ -109,6 +130,9 @@ def folder(tmp_path_factory):
         (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (path / "folder").mkdir()
     np.savez(path / "good.npz", X=np.ones((3, 2)))
+    with open(path / "array.npz", "wb") as file:
+        np.save(file, np.ones(3))
+    os.mkfifo(path / "pipe")
     xpnn.Network(xpnn.Dense(4, 3), backend="numpy").save(path / "api.safetensors")
     assert run(["train", "iris", "--epochs", "1", "--quiet", "--save", str(path / "m.safetensors")]) == 0
     return path

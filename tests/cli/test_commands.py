@@ -54,6 +54,18 @@ def test_columns_stand_below_each_other():
     assert aligned(("a", "b"), [("long", "x"), ("", "y")]) == "a     b\nlong  x\n      y"
 
 
+def test_a_long_last_column_goes_on_below_itself():
+    text = aligned(("a", "b"), [("long", "one two three four five six seven")], width=36)
+    assert text == "a     b\nlong  one two three four five six\n      seven"
+
+
+def test_check_of_nothing_is_no_success(call, monkeypatch):
+    monkeypatch.setattr("xpnn.testing.rows.why_not", lambda name: "not today")
+    result = call("check", "--backends", "numpy")
+    assert result.code == 1
+    assert result.err == "xpnn: nothing was checked: none of these rows can run here\n"
+
+
 def test_check_passes_on_numpy(call, tmp_path):
     result = call("check", "--backends", "numpy", "--require", "numpy", "--report", tmp_path / "r.html")
     assert result.code == 0, result.out

@@ -122,6 +122,19 @@ def test_a_regression_from_training_to_prediction(call, tmp_path):
     assert np.abs(found - y).max() < 0.05 * y.std()
 
 
+def test_a_regression_of_huge_numbers(call, tmp_path):
+    """Their squares are beyond float64: the result is told in standardised units, times the scale."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "".join(f"{i},{i}e304\n" for i in range(100)))
+    options = ["--layers", "none", "--lr", 0.05, "--epochs", 100, "--quiet"]
+    result = call("train", path, "--target", "y", *options)
+    assert result.code == 0
+    assert result.err == ""
+    found = re.search(r"RMSE ([\d.e+]+), R2 ([\d.]+)", result.out)
+    assert 0 < float(found[1]) < 1e304
+    assert float(found[2]) > 0.99
+
+
 def test_the_statistics_come_from_the_training_part_alone(call, tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(3, 2, (50, 1)), np.arange(50) % 2

@@ -1,6 +1,7 @@
 """CSV, Parquet and NPZ files: what is read, and what is refused with which words."""
 
 import gzip
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -25,16 +26,25 @@ def test_csv(tmp_path):
     assert table.y.tolist() == ["cat", "dog", "cat"]
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("separator", [";", "\t", "|", ", "])
 def test_other_separators(tmp_path, separator):
     table = read_table(write(tmp_path / "t.csv", CSV.replace(",", separator)), "kind")
     assert table.features == ("a", "b")
+    assert table.y.tolist() == ["cat", "dog", "cat"]
+
+
+def test_endings_in_capital_letters(tmp_path):
+    assert read_table(write(tmp_path / "T.CSV", CSV), "kind").x.shape == (3, 2)
+    (tmp_path / "T.CSV.GZ").write_bytes(gzip.compress(CSV.encode()))
+    assert read_table(tmp_path / "T.CSV.GZ", "kind").x.shape == (3, 2)
 
 
 def test_compressed_csv(tmp_path):
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(CSV.encode()))
     assert read_table(tmp_path / "t.csv.gz", "kind").x.shape == (3, 2)
     assert read_features(tmp_path / "t.csv.gz", ("b",)).tolist() == [[2.5], [4.0], [6.0]]
+    (tmp_path / "s.csv.gz").write_bytes(gzip.compress(CSV.replace(",", ";").encode()))
+    assert read_table(tmp_path / "s.csv.gz", "kind").features == ("a", "b")
 
 
 def test_numbers_keep_all_their_digits(tmp_path):
@@ -46,6 +56,12 @@ def test_numbers_keep_all_their_digits(tmp_path):
 def test_dropped_columns_may_hold_anything(tmp_path):
     path = write(tmp_path / "t.csv", "name,a,y\nx,1,0\n,2,1\n")
     assert read_table(path, "y", ["name"]).features == ("a",)
+
+
+def test_numbers_of_other_types(tmp_path):
+    frame = pd.DataFrame({"a": [Decimal("1.5"), Decimal("-2.25")], "b": pd.Categorical(["3", "4"]), "y": ["u", "v"]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", "y").x.tolist() == [[1.5, 3.0], [-2.25, 4.0]]
 
 
 def test_a_class_may_be_called_na(tmp_path):
@@ -112,6 +128,8 @@ def test_a_pickle_in_an_npz_is_not_run(tmp_path):
         ("a,y\n1,0\nnan,1\n", "column 'a' has no value in row 2"),
         ("a,y\n1,0\n,1\n", "column 'a' has no value in row 2"),
         ("a,y\n1,0\ninf,1\n", "column 'a' is inf in row 2"),
+        (f"a,y\n1,0\n{10**400},1\n", "column 'a' is inf in row 2"),
+        ("a,b,a,y\n1,0,2,1\n2,1,3,0\n", "has 2 columns called 'a'"),
         ("a,y\n1,0\n2,\n", "the target 'y' has no value in row 2"),
         ("a,y\n1,0\n1,2,3,4\n", "cannot be read as csv"),
         ("a,y\n2020-01-01,0\n2020-01-02,1\n", "column 'a' is to hold numbers"),

@@ -135,3 +135,20 @@ def test_the_kind_of_input_is_that_of_the_first_layer_that_cares(layers, kind):
 def test_an_embedding_behind_a_computing_layer_is_refused():
     with pytest.raises(ConfigError, match=r"layer 2, Embedding\(.*looks up indices, but Dense\(2\) before it"):
         Sequential(xpnn.Dense(2), xpnn.Flatten(), xpnn.Embedding(3, 2))
+
+
+@pytest.mark.parametrize("wrap", [xpnn.Sequential, xpnn.Residual, xpnn.Parallel])
+def test_the_work_of_finding_the_input_shape_does_not_double_with_each_level(wrap):
+    asked = []
+
+    class Asked(xpnn.Dense):
+        @property
+        def input_shape(self):
+            asked.append(1)
+            return super().input_shape
+
+    layer = Asked(3, 3)
+    for _ in range(12):
+        layer = wrap(layer)
+    assert layer.input_shape == (3,)
+    assert len(asked) == 1

@@ -122,6 +122,31 @@ def test_advice_behind_a_softmax():
     )
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        (xpnn.Softmax(), xpnn.Flatten()),
+        (xpnn.Softmax(), xpnn.Reshape(3, 1), xpnn.Flatten()),
+        (xpnn.Softmax(), xpnn.Dropout(0.1)),
+        (xpnn.Softmax(), xpnn.Sequential()),
+        ([xpnn.Dense(3), [xpnn.Softmax(), xpnn.Sequential(xpnn.Flatten())]],),
+        (xpnn.Lambda("softmax"),),
+        (xpnn.Lambda(xpnn.ops.softmax),),
+    ],
+    ids=repr,
+)
+def test_layers_that_keep_the_values_hide_no_softmax(end):
+    net = xpnn.Network(xpnn.Dense(2, 3), *end)
+    with pytest.raises(ConfigError, match="last layer gives probabilities; write"):
+        net.loss_and_gradients([[1.0, 2.0]], [0], loss="cross_entropy")
+
+
+def test_layers_that_keep_the_values_behind_logits():
+    net = xpnn.Network(xpnn.Sequential(), xpnn.Softmax(), xpnn.Dense(2, 3), xpnn.Dropout(0.1), xpnn.Flatten())
+    net.check_loss(xpnn.CrossEntropy())
+    xpnn.Network(xpnn.Flatten(), input_shape=(3,)).check_loss(xpnn.CrossEntropy())
+
+
 # --- batches and the data set -----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 from xpnn import dispatch
+from xpnn.backend import host
 from xpnn.dispatch import OPS
 from xpnn.testing import checks
 from xpnn.testing.cases import CASES
@@ -12,6 +13,15 @@ from xpnn.testing.cases import CASES
 ALL = [pytest.param(case, id=case.id) for case in CASES]
 EXACT = [pytest.param(case, id=case.id) for case in CASES if case.exact]
 DIFFERENTIABLE = [pytest.param(case, id=case.id) for case in CASES if case.differentiable]
+
+WITHOUT_DERIVATIVE = {
+    ("random_mask",): {"everything"},
+    ("mse", "mae", "huber", "kl_divergence", "categorical_hinge", "cosine_distance"): {"weight"},
+    ("cross_entropy", "cross_entropy_from_probabilities", "nll", "hinge"): {"labels", "weight"},
+    ("binary_cross_entropy", "binary_cross_entropy_from_probabilities"): {"labels", "weight"},
+    ("adam", "amsgrad", "lion", "add_weight_decay"): {"decay"},
+}
+"""Ops -> their floating-point arguments for which the vjp gives None."""
 
 
 def bodies_of(case, backend):
@@ -28,6 +38,23 @@ def test_every_op_has_a_case():
 def test_case_ids_are_unique():
     ids = [case.id for case in CASES]
     assert len(set(ids)) == len(ids)
+
+
+def test_only_these_have_no_derivative():
+    """None as a gradient is the same on every row, so that no tier would notice one that was forgotten."""
+    without = {}
+    for case in CASES:
+        if not case.differentiable:
+            without[case.op] = {"everything"}
+            continue
+        arguments = case.draw()
+        names = list(OPS[case.op].signature.parameters)
+        gradients = checks.run(case, host(), "float64", arguments).gradients
+        arrays = [position for position, argument in enumerate(arguments) if hasattr(argument, "shape")]
+        for position, gradient in zip(arrays, gradients, strict=False):
+            if gradient is None and arguments[position].dtype == "float64":
+                without.setdefault(case.op, set()).add(names[min(position, len(names) - 1)])
+    assert without == {op: names for some, names in WITHOUT_DERIVATIVE.items() for op in some}
 
 
 @pytest.mark.parametrize("case", EXACT)

@@ -250,3 +250,32 @@ def test_wrong_arguments():
         ops.nll(scores, np.zeros(4, np.int64), class_weights=(1.0, 2.0))
     with pytest.raises(ConfigError, match="reduction='median' is unknown; known: mean, sum"):
         ops.mae(scores, scores, reduction="median")
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE + BY_ROW)
+def test_a_column_against_a_row_is_refused(name):
+    with pytest.raises(ShapeError, match=r"\(4, 1\).*\(4,\)"):
+        ops.OPS[name](np.full((4, 1), 0.5), np.full(4, 0.5))
+
+
+def test_categorical_hinge_refuses_a_column_of_labels():
+    with pytest.raises(ShapeError, match=r"\(2, 1\).*\(2, 3\)"):
+        ops.categorical_hinge(np.zeros((2, 3)), np.zeros((2, 1), np.int64))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("weight", [np.ones(1), np.ones(3), np.ones((4, 1))], ids=["one", "too-few", "column"])
+def test_weights_of_another_shape_are_refused(name, weight):
+    labels = np.zeros(4, np.int64) if name in WITH_LABELS else np.full((4, 2), 0.5)
+    with pytest.raises(ShapeError, match="weight has shape"):
+        ops.OPS[name](np.full((4, 2), 0.5), labels, weight)
+
+
+@pytest.mark.parametrize("name", WITH_IGNORED_LABELS)
+def test_one_hot_rows_and_weights_of_integers_leave_float32_as_it_is(name):
+    scores = np.full((2, 3), 0.25, np.float32)
+    want, want_vjp = ops.OPS[name](scores, np.array([2, 0]), np.array([1.0, 3.0], np.float32))
+    value, vjp = ops.OPS[name](scores, np.array([[0, 0, 1], [1, 0, 0]]), np.array([1, 3]))
+    assert value.dtype == vjp(1.0)[0].dtype == np.float32
+    assert float(value) == pytest.approx(float(want), rel=1e-6)
+    np.testing.assert_allclose(vjp(1.0)[0], want_vjp(1.0)[0], rtol=1e-6)

@@ -5,6 +5,7 @@ import pytest
 
 import xpnn
 from xpnn.errors import ConfigError
+from xpnn.optimizers import OPTIMIZERS
 
 RATE = 0.5
 
@@ -108,3 +109,21 @@ def test_a_schedule_and_a_function_give_the_rate(problem):
             new, _ = one_step(xpnn.SGD(rate), layout, theta, gradient, step)
             for name, value in theta.items():
                 np.testing.assert_allclose(new[name], value - expected * gradient[name], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [lambda step: np.float64(0.1), lambda step: np.asarray(0.1), lambda step: 0.1 * np.exp(-step / np.float64(10))],
+    ids=["scalar", "array", "computed"],
+)
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_a_rate_in_float64_does_not_spread_to_float32_parameters(kind, rate, make_layout, draw):
+    layout = make_layout("float32")
+    optimizer = kind(rate)
+    theta = tuple(block.astype(np.float32) for block in layout.join(draw(layout, 0)))
+    gradient = tuple(block.astype(np.float32) for block in layout.join(draw(layout, 1)))
+    slots = optimizer.initial_slots(theta, layout)
+    for step in range(3):
+        theta, slots = optimizer.apply(theta, gradient, slots, step, layout)
+        arrays = [*theta, *(block for vector in slots.values() for block in vector)]
+        assert {block.dtype for block in arrays} == {np.dtype("float32")}

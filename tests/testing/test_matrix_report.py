@@ -8,7 +8,7 @@ from rich.console import Console
 
 from xpnn.errors import ConfigError
 from xpnn.testing import report as reports
-from xpnn.testing.cases import CASES, Case, Reals
+from xpnn.testing.cases import CASES, FAMILIES, Case, Reals
 
 FEW = [case for case in CASES if case.op in ("tanh", "linear")]
 # Its bound is too small for anybody's tanh in float32.
@@ -50,6 +50,30 @@ def test_row_that_cannot_run_is_in_the_report(monkeypatch):
 def test_unknown_row():
     with pytest.raises(ConfigError, match="unknown row 'cuppy'; known: numpy, numpy-readonly"):
         reports.run_matrix(["numpy", "cuppy"])
+
+
+def test_a_narrow_table_names_the_worst_row():
+    report = reports.run_matrix(["numpy", "numpy-readonly", "strict"], cases=[*FEW, IMPOSSIBLE])
+    stream = io.StringIO()
+    reports.print_report(report, Console(file=stream, width=60))
+    text = stream.getvalue()
+    linear = [each for each in report.results if each.op == "linear" and each.dtype == "float32"]
+    worst = max(linear, key=lambda each: each.error)
+    line = next(line for line in text.splitlines() if "linear" in line)
+    assert f"{worst.row} {worst.error:.1f}" in line
+    assert "FAILED" in next(line for line in text.splitlines() if "tanh" in line)
+    assert "a wider terminal, or --report, shows every row" in " ".join(text.split())
+
+
+def test_families_hold_every_op_once():
+    assert sum(len(cases) for cases in FAMILIES.values()) == len(CASES)
+    report = reports.run_matrix(["numpy"], ["float32"], cases=FEW)
+    families = reports.by_family(report)
+    assert {name: [each.op for each in results] for name, results in families.items()} == {
+        "layers": ["linear"],
+        "activations": ["tanh"],
+        "all": [each.op for each in report.results],
+    }
 
 
 def test_table_has_a_line_for_each_op():

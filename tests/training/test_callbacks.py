@@ -290,3 +290,99 @@ def test_fit_works_in_a_thread():
     thread.start()
     thread.join()
     assert histories[0].epochs == [1, 2, 3]
+
+
+def test_the_second_ctrl_c_does_not_break_into_a_step_and_the_fifth_does():
+    with Interrupt() as interrupt:
+        interrupt.stepping = True
+        for _ in range(4):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.wanted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class PressedDuringAStep(xpnn.MSE):
+    """Ctrl-C, twice, when the first step is in its loss."""
+
+    def __call__(self, prediction, target, weight=None):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return super().__call__(prediction, target, weight)
+
+
+@pytest.mark.xpnn_rows(dtypes=["float64"], reason="when a step may be broken does not depend on the dtype")
+@pytest.mark.parametrize("own_handler", [False, True])
+def test_a_step_is_finished_whoever_handles_ctrl_c(backend, dtype, own_handler):
+    before = signal.getsignal(signal.SIGINT)
+
+    def own(number, frame):
+        raise KeyboardInterrupt
+
+    net = network(backend=backend)
+    if own_handler:
+        signal.signal(signal.SIGINT, own)
+    try:
+        history = fit(net, loss=PressedDuringAStep())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert history.interrupted
+    assert net.training.step == 1
+    assert net.predict(X).shape == (20, 1)
+    assert fit(net, loss="mse", optimizer=None, resume=True).epochs == [1, 2, 3]
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end"])
+def test_parameters_set_in_any_hook_are_trained_on(hook):
+    net, calls = network(), []
+
+    def set_once(*given):
+        if not calls:
+            net.set_parameters({"0.weight": [[100.0]], "0.bias": [100.0]})
+        calls.append(1)
+
+    fit(net, xpnn.LambdaCallback(**{hook: set_once}), optimizer=xpnn.SGD(1e-6))
+    assert calls
+    assert 90 < float(net.parameters["0.weight"][0, 0]) < 101
+
+
+CHANGES = {
+    "freeze": lambda net: net.freeze("0.bias"),
+    "move": lambda net: net.to("strict"),
+    "build": lambda net: net.build((1,)),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end"])
+def test_a_callback_that_lays_the_network_out_anew_is_refused_and_breaks_nothing(hook, change):
+    net = network(backend="numpy")
+    with pytest.raises(ConfigError, match="froze, unfroze or moved"):
+        fit(net, xpnn.LambdaCallback(**{hook: lambda *given: CHANGES[change](net)}))
+    assert {name: tuple(value.shape) for name, value in net.parameters.items()} == {"0.weight": (1, 1), "0.bias": (1,)}
+    assert net.predict(X).shape == (20, 1)
+    assert len(fit(net)["loss"]) == 3
+
+
+def test_a_callback_may_use_the_network_it_watches(tmp_path):
+    net, seen = network(), []
+
+    def use(epoch, logs):
+        seen.append((net.predict(X).shape, net.evaluate(X, Y)["loss"]))
+        net.save(tmp_path / "m.safetensors")
+        fit(net, epochs=1)
+
+    history = fit(net, xpnn.LambdaCallback(on_epoch_end=use))
+    assert [shape for shape, _ in seen] == [(20, 1)] * 3
+    assert history["loss"][2] < history["loss"][0]
+    assert net.training.epoch == 3
+
+
+def test_callbacks_may_be_none_and_must_be_a_list():
+    assert fit_with(None).epochs == [1]
+    with pytest.raises(ConfigError, match="no list of xpnn.Callback"):
+        fit_with(3)
+
+
+def fit_with(callbacks):
+    return network().fit(X, Y, loss="mse", optimizer="sgd", verbose=0, callbacks=callbacks)

@@ -151,3 +151,52 @@ def test_a_split_is_the_same_on_every_backend(backend, dtype):
     assert split(host_data, 0.25, 6, NUMPY)[1].target.tolist() != found
     with pytest.raises(ConfigError, match="leaves 20 for validation and 0 for training"):
         split(host_data, 0.99, 5, NUMPY)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pandas.DataFrame({"a": [1.5, 2.0], "b": [True, False]}),
+        pandas.DataFrame({"a": [1.5, 2.0], "b": pandas.array([1, 0], "Int64")}),
+        np.array([[1.5, 1], [2.0, 0]], dtype=object),
+    ],
+    ids=["bool column", "nullable column", "objects"],
+)
+def test_columns_of_several_kinds_of_numbers_are_taken(frame):
+    np.testing.assert_array_equal(enter("X", frame, NUMPY, "float32"), np.array([[1.5, 1.0], [2.0, 0.0]], "float32"))
+
+
+def test_objects_that_are_no_numbers_are_refused():
+    for column in (["a", "b"], [None, 1], pandas.array([1, None], "Int64")):
+        with pytest.raises(DataError, match="wants numbers"):
+            enter("X", pandas.DataFrame({"a": [1.5, 2.0], "b": column}), NUMPY, "float32")
+
+
+def test_masked_entries_are_not_taken_for_numbers():
+    with pytest.raises(DataError, match="masked entries"):
+        enter("X", np.ma.masked_array([[1.0, 2.0]], mask=[[False, True]]), NUMPY, "float32")
+    assert enter("X", np.ma.masked_array([[1.0, 2.0]]), NUMPY, "float32").shape == (1, 2)
+
+
+def test_integers_do_not_wrap_around(backend, dtype):
+    largest = int(backend.xp.iinfo(backend.dtype("int64")).max)
+    assert int(backend.to_host(enter("y", np.array([largest, 0]), backend, dtype))[0]) == largest
+    # cast to the backend's integers, these would become negative or small ones
+    too_large = np.array([largest + 1, 0], "uint64")
+    with pytest.raises(DataError, match=f"holds the integer {largest + 1}"):
+        enter("y", too_large, backend, dtype)
+    assert float(backend.to_host(enter("X", too_large, backend, dtype, integers=dtype))[0]) > 0
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_half_precision_of_the_backend_is_taken_and_complex_numbers_are_not(name):
+    if xpnn.available_backends()[name] is not None:
+        pytest.skip(xpnn.available_backends()[name])
+    net = network(name)
+    library = net.backend.xp
+    x = library.asarray([[1.0, 2.0], [0.5, 3.0]])
+    for half in (library.float16, library.bfloat16):
+        y = net.predict(library.astype(x, half))
+        np.testing.assert_array_equal(net.backend.to_host(y), net.backend.to_host(net.predict(x)))
+    with pytest.raises(DataError, match="wants real numbers"):
+        net.predict(library.astype(x, library.complex64))

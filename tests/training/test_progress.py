@@ -85,6 +85,7 @@ def test_the_bar_is_drawn_at_most_ten_times_a_second(monkeypatch):
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
     now = [0.0]
 
     def perf_counter():
@@ -109,6 +110,22 @@ def test_the_bar_is_drawn_at_most_ten_times_a_second(monkeypatch):
     assert "samples/s" in shown
     assert "left" in shown
     assert "epoch 2/2  loss 0.5  1 s" in shown
+
+
+def test_an_ordinary_line_fits_into_80_columns(monkeypatch):
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    bar = progress_for("auto")
+    bar.begin(1, 30, 1000)
+    logs = {"loss": 0.00094837, "accuracy": 0.99932, "val_loss": 0.061441, "val_accuracy": 0.98053}
+    bar.epoch_done(28, logs, 0.0375)
+    bar.end()
+    wanted = "epoch 28/30  loss 0.000948  accuracy 0.999  val_loss 0.0614  val_accuracy 0.981"
+    assert len(wanted) < 80
+    assert wanted in terminal.getvalue()
+    assert "0.038 s" not in terminal.getvalue()
 
 
 def test_rich_is_not_imported_before_a_bar_is_drawn():

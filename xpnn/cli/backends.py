@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 
 from xpnn.backend import describe_backends
@@ -22,15 +25,30 @@ def backends_table() -> str:
         for each in found
     ]
     overrides = [(each.name, ", ".join(each.overrides) or "none") for each in found if each.reason is None]
-    return f"{aligned(_HEADER, lines)}\n\n{aligned(('backend', 'ops with code of their own'), overrides)}"
+    # A terminal would break long lines anywhere; a file or a pipe gets each as one line.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    own_code = aligned(("backend", "ops with code of their own"), overrides, width)
+    return f"{aligned(_HEADER, lines, width)}\n\n{own_code}"
 
 
-def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text with the columns one below the other; the last column may be as long as it likes."""
+def aligned(header: Sequence[str], lines: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Lines of cells as text with the columns one below the other.
+
+    Args:
+        header: the names of the columns.
+        lines: the cells of each line.
+        width: the last column goes on in further lines where a line would be longer; without it, it is never broken.
+    """
     rows = [header, *lines]
     widths = [max(len(row[index]) for row in rows) for index in range(len(header) - 1)]
     text = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        text.append("  ".join([*cells, row[-1]]).rstrip())
+        before = "".join(f"{cell.ljust(size)}  " for cell, size in zip(row, widths, strict=False))
+        parts = [row[-1]]
+        if width is not None:
+            room = max(width - len(before), 30)
+            parts = textwrap.wrap(row[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+        for part in parts:
+            text.append(f"{before}{part}".rstrip())
+            before = " " * len(before)
     return "\n".join(text)

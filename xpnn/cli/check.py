@@ -44,6 +44,8 @@ def check_command(backends: str | None, require: str | None, report: str | None)
         write_html(found, report)
         print(f"report: {report}")
     missing = found.missing(required)
+    if not found.results and not missing:
+        print("xpnn: nothing was checked: none of these rows can run here", file=sys.stderr)
     for state in missing:
         print(f"xpnn: required row {state.row} did not run: {state.reason}", file=sys.stderr)
     return not found.failures and not missing and bool(found.results)

@@ -17,9 +17,13 @@ def check_destination(path: str, what: str, keep: Sequence[str] = ()) -> None:
         what: the result, for the error.
         keep: files that must not be replaced by it.
     """
+    if not path:
+        raise DataError(f"cannot write {what}: the name of its file is empty")
     for other in keep:
         if os.path.realpath(path) == os.path.realpath(other):
-            raise DataError(f"cannot write {what} to {path!r}: {other!r} is needed; give another name")
+            raise DataError(
+                f"cannot write {what} to {path!r}: this command reads or writes that file; give another name"
+            )
     try:
         check_writable(path)
     except OSError as error:

@@ -139,7 +139,7 @@ def _check_choices(options: Options) -> None:
 
 def _read(options: Options) -> Table:
     """The data set that was asked for. A built-in name wins over a file of that name; ./name is the file."""
-    drop = [name for name in (options.drop or "").split(",") if name]
+    drop = [name.strip() for name in (options.drop or "").split(",") if name.strip()]
     if options.data in DATASETS:
         if options.target is not None or drop:
             raise ConfigError(
@@ -158,7 +158,8 @@ def _hidden_layers(options: Options, defaults: dict[str, Any]) -> list[Any]:
     sizes = defaults.get("layers", _LAYERS)
     if options.layers is not None:
         sizes = _sizes(options.layers)
-    kind = activation_class(options.activation or defaults.get("activation", _ACTIVATION))
+    given = options.activation
+    kind = activation_class(defaults.get("activation", _ACTIVATION) if given is None else given)
     layers: list[Any] = []
     for units in sizes:
         layers += [all_layers.Dense(units), kind()]
@@ -191,9 +192,9 @@ def activation_class(name: str) -> Any:
 
 def _optimizer(options: Options, defaults: dict[str, Any]) -> Any:
     """The optimizer of --optimizer with --lr; the data set's own rate is meant for the default optimizer alone."""
-    name = options.optimizer or _OPTIMIZER
+    name = _OPTIMIZER if options.optimizer is None else options.optimizer.lower()
     if name not in OPTIMIZERS:
-        raise ConfigError(f"--optimizer {name!r} is unknown; known: {', '.join(sorted(OPTIMIZERS))}")
+        raise ConfigError(f"--optimizer {options.optimizer!r} is unknown; known: {', '.join(sorted(OPTIMIZERS))}")
     kind = OPTIMIZERS[name]
     rate = options.learning_rate
     if rate is None and name == _OPTIMIZER:
@@ -293,10 +294,10 @@ def _result(network: Network, prepared: Prepared) -> str:
     if prepared.targets is None:
         right = int(xp.sum(xp.argmax(output, axis=-1) == y))
         return f"{part} accuracy {right / len(y):.4f} ({right} of {len(y)})"
-    truth = prepared.targets.undo(y)
-    residual = prepared.targets.undo(output) - truth
-    rmse = float(xp.sqrt(xp.mean(residual**2)))
-    spread = float(xp.sum((truth - xp.mean(truth)) ** 2))
+    # In standardised units, where no square can overflow; the scale brings the root back to the target's own.
+    residual = output - y
+    rmse = float(xp.sqrt(xp.mean(residual**2))) * float(prepared.targets.scale[0])
+    spread = float(xp.sum((y - xp.mean(y)) ** 2))
     r2 = f"{1 - float(xp.sum(residual**2)) / spread:.4f}" if spread > 0 else "undefined (all targets are equal)"
     return f"{part} RMSE {rmse:.6g}, R2 {r2} ({len(y)} samples)"
 

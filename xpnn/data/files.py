@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,16 +38,20 @@ def read_table(path: str | os.PathLike[str], target: str | None, drop: Iterable[
     if path.is_dir():
         return read_idx_folder(path)
     _require_file(path)
-    if path.suffix == ".npz":
+    if _kind(path) == ".npz":
         return _table_from_npz(path, target)
     frame = _frame(path, target)
     if target is None:
         raise DataError(f"which column is to be predicted? Give --target; {_columns(frame)}")
+    drop = list(drop)
+    if target in drop:
+        raise DataError(f"{target!r} is the column to be predicted, and cannot be dropped")
     _require_columns(path, frame, [target, *drop])
     features = [name for name in frame.columns if name != target and name not in set(drop)]
     if not features:
         raise DataError(f"{str(path)!r} has no column besides the target {target!r}")
-    return Table(_numbers(path, frame, features), _target(path, frame[target]), tuple(features), target)
+    x = _numbers(path, frame, features, "mend the file, or leave the column out with --drop {!r}")
+    return Table(x, _target(path, frame[target]), tuple(features), target)
 
 
 def read_features(path: str | os.PathLike[str], features: tuple[str, ...]) -> Array:
@@ -58,13 +64,13 @@ def read_features(path: str | os.PathLike[str], features: tuple[str, ...]) -> Ar
     """
     path = Path(path)
     _require_file(path)
-    if path.suffix == ".npz":
+    if _kind(path) == ".npz":
         arrays = _arrays(path)
         x = _samples(path, *_pick_inputs(path, arrays, None))
     elif _kind(path) in _NEEDS_PANDAS:
         frame = _frame(path, None)
         _require_columns(path, frame, features)
-        return _numbers(path, frame, list(features))
+        return _numbers(path, frame, list(features), "mend the file: the model needs this column")
     elif "idx" in path.name:
         x = read_idx_images(path).x
     else:
@@ -84,8 +90,9 @@ def _require_file(path: Path) -> None:
 
 
 def _kind(path: Path) -> str:
-    """The ending of the name, without ".gz"."""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    """The ending of the name in small letters, without ".gz"."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
 
 
 def _unknown_kind(path: Path) -> DataError:
@@ -112,13 +119,20 @@ def _frame(path: Path, target: str | None) -> Any:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_parquet(path) if suffix in (".parquet", ".pq") else _read_csv(path, target)
+    except DataError:
+        raise
     except pd.errors.EmptyDataError:
         raise DataError(f"{str(path)!r} is empty") from None
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{str(path)!r} cannot be read as {suffix[1:]}: it is no UTF-8 text; save it as UTF-8"
+        ) from None
     except ImportError as error:
         raise DataError(f'{str(path)!r} cannot be read: {_first_line(error)}; pip install "xpnn[data]"') from None
     except Exception as error:  # pandas and pyarrow raise many kinds for a file that they cannot make sense of
         raise DataError(f"{str(path)!r} cannot be read as {suffix[1:]}: {_first_line(error)}") from None
     frame.columns = [str(name) for name in frame.columns]
+    _refuse_duplicates(path, list(frame.columns))
     if len(frame) == 0:
         raise DataError(f"{str(path)!r} has a header and no rows")
     return frame
@@ -127,12 +141,20 @@ def _frame(path: Path, target: str | None) -> Any:
 def _read_csv(path: Path, target: str | None) -> Any:
     import pandas as pd
 
-    separator = "," if path.suffix == ".gz" else _separator(path)
-    names = [str(name) for name in pd.read_csv(path, sep=separator, nrows=0).columns]
+    layout: dict[str, Any] = {
+        "sep": _separator(path),
+        "skipinitialspace": True,
+        # By the ending in small letters too, where pandas looks for ".gz" alone.
+        "compression": "gzip" if _compressed(path) else None,
+    }
+    # As a line like any other the header keeps names that stand there twice; as a header pandas would number them.
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **layout)
+    _refuse_duplicates(path, [name for name in header.iloc[0] if name])
+    names = [str(name) for name in pd.read_csv(path, nrows=0, **layout).columns]
     missing = {name: [""] if name == target else list(_MISSING) for name in names}
     return pd.read_csv(
         path,
-        sep=separator,
+        **layout,
         keep_default_na=False,
         na_values=missing,
         low_memory=False,
@@ -141,15 +163,25 @@ def _read_csv(path: Path, target: str | None) -> Any:
     )
 
 
+def _compressed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _refuse_duplicates(path: Path, names: list[str]) -> None:
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise DataError(f"{str(path)!r} has {count} columns called {name!r}; give each its own name")
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _separator(path: Path) -> str:
-    """The sign between columns: the most frequent one of the first line."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        line = file.readline()
-    return max(",", ";", "\t", key=line.count)
+    """The sign between columns: the most frequent one of the first line that is not blank."""
+    with gzip.open(path, "rb") if _compressed(path) else path.open("rb") as file:
+        line = next((line for line in file if line.strip()), b"")
+    return max(",", ";", "\t", "|", key=lambda sign: line.count(sign.encode()))
 
 
 def _columns(frame: Any) -> str:
@@ -166,8 +198,8 @@ def _require_columns(path: Path, frame: Any, wanted: Iterable[str]) -> None:
         raise DataError(f"{str(path)!r} has no {noun} {listed}; {_columns(frame)}")
 
 
-def _numbers(path: Path, frame: Any, names: list[str]) -> Array:
-    """Columns as one float64 array. Raises DataError for the first cell that is no finite number."""
+def _numbers(path: Path, frame: Any, names: list[str], remedy: str) -> Array:
+    """Columns as one float64 array. The first cell that is no finite number raises DataError, ending in the remedy."""
     import pandas as pd
 
     xp = host().xp
@@ -176,25 +208,25 @@ def _numbers(path: Path, frame: Any, names: list[str]) -> Array:
         column = frame[name]
         if column.isna().any():
             row = int(column.isna().to_numpy().argmax())
-            raise DataError(f"{str(path)!r}: column {name!r} has no value in row {row + 1}; {_DROP.format(name)}")
+            raise DataError(f"{str(path)!r}: column {name!r} has no value in row {row + 1}; {remedy.format(name)}")
         numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
         if not numeric:
-            parsed = pd.to_numeric(column.astype(str), errors="coerce").isna().to_numpy()
-            row = int(parsed.argmax())
-            raise DataError(
-                f"{str(path)!r}: column {name!r} is to hold numbers, and has {str(column.iloc[row])[:40]!r} "
-                f"in row {row + 1}; {_DROP.format(name)}"
-            )
+            # Numbers in another form: decimal fractions of a Parquet file, categories, whole numbers beyond 64 bits.
+            parsed = pd.to_numeric(column.astype(str), errors="coerce")
+            if parsed.isna().any():
+                row = int(parsed.isna().to_numpy().argmax())
+                raise DataError(
+                    f"{str(path)!r}: column {name!r} is to hold numbers, and has {str(column.iloc[row])[:40]!r} "
+                    f"in row {row + 1}; {remedy.format(name)}"
+                )
+            column = parsed
         values = column.to_numpy(dtype=xp.float64)
         infinite = ~xp.isfinite(values)
         if infinite.any():
             row = int(infinite.argmax())
-            raise DataError(f"{str(path)!r}: column {name!r} is {values[row]} in row {row + 1}; {_DROP.format(name)}")
+            raise DataError(f"{str(path)!r}: column {name!r} is {values[row]} in row {row + 1}; {remedy.format(name)}")
         columns.append(values)
     return xp.stack(columns, axis=1)
-
-
-_DROP = "mend the file, or leave the column out with --drop {!r}"
 
 
 def _target(path: Path, column: Any) -> Array:
@@ -216,13 +248,15 @@ def _arrays(path: Path) -> dict[str, Array]:
     """The arrays of an NPZ file. Pickled objects are refused: they could run code."""
     xp = host().xp
     try:
+        # An NPZ file is a zip file. Of anything else NumPy would say that it may be a pickle, and how to run that.
+        with path.open("rb") as content:
+            if not zipfile.is_zipfile(content):
+                raise DataError(f"{str(path)!r} cannot be read as npz: it is no zip file, or was cut short")
         with xp.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise DataError(f"{str(path)!r} is no NPZ file")
             return {name: file[name] for name in file.files}
+    except DataError:
+        raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{str(path)!r} cannot be read as npz: {_first_line(error)}") from None
 
 

@@ -72,9 +72,11 @@ class Scaling:
         xp = host().xp
         scaled = xp.empty(x.shape, dtype=getattr(xp, dtype))
         done = 0
-        for rows in _pieces(x):
-            scaled[done : done + len(rows)] = (rows - self.mean) / self.scale
-            done += len(rows)
+        # What is too large for `dtype` becomes infinite, which the network refuses in an error of its own.
+        with xp.errstate(over="ignore"):
+            for rows in _pieces(x):
+                scaled[done : done + len(rows)] = (rows - self.mean) / self.scale
+                done += len(rows)
         return scaled
 
     def undo(self, x: Array) -> Array:
@@ -163,6 +165,11 @@ def split(target: Target, share: float, seed: int) -> tuple[Array, Array]:
     else:
         count = round(share * samples)
         training, validation = order[count:], order[:count]
+    if target.task == "classification" and len(target.class_names) == samples:
+        raise DataError(
+            f"each of the {samples} samples is of a class of its own, so that none can be held out; "
+            "give more data, --task regression if the target is a number, or --validation 0"
+        )
     if len(training) == 0 or len(validation) == 0:
         raise DataError(
             f"{samples} samples cannot be split with a share of {share:g} held out: "

@@ -25,6 +25,7 @@ class Dropout(Layer):
     """
 
     input_kind: ClassVar[str] = "float"
+    output_kind: ClassVar[str] = "same"
 
     def __init__(self, rate: float = 0.5) -> None:
         self.rate = check_number("rate", rate, "a probability in [0, 1)", lambda x: 0.0 <= x < 1.0)

@@ -10,6 +10,9 @@ from xpnn.dispatch import OPS, Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
 
+_OUTPUT_KINDS = {"softmax": "probabilities", "log_softmax": "log_probabilities", "sigmoid": "sigmoid"}
+"""Ops whose output is of a special kind, as that of the layers of their names."""
+
 
 class Lambda(Layer):
     """A layer without parameters that applies an op, or a function of yours, to its input.
@@ -52,6 +55,10 @@ class Lambda(Layer):
         self.function = function
         self.output_shape = output_shape
         self.options = options
+
+    @property
+    def output_kind(self) -> str:  # type: ignore[override]
+        return _OUTPUT_KINDS.get(self.function, "any") if isinstance(self.function, str) else "any"
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
         if self.output_shape is None:

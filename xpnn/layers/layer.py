@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from xpnn.config import Configurable
+from xpnn.config import Configurable, check_integer
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import Initializer
@@ -66,7 +66,7 @@ class Layer(Configurable):
     Attributes:
         children: the layers inside this one by name; {} for most.
         output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, "sigmoid" where each
-            output is a probability of its own, else "any".
+            output is a probability of its own, "same" where it is what the input is, else "any".
         input_kind: "float"; "index" for a layer that looks its input up in a table; "any" if it takes both.
     """
 
@@ -88,7 +88,7 @@ class Layer(Configurable):
     def build_child(self, name: str, input_shape: Shape) -> tuple[Shape, Tree]:
         """`build` of a child, with its name in front of the path of an error."""
         try:
-            return self.children[name].build(input_shape)
+            return checked_build(self.children[name], input_shape)
         except ShapeError as error:
             raise error.inside(name) from None
 
@@ -101,6 +101,39 @@ class Layer(Configurable):
     def index_limit(self) -> int | None:
         """For a layer with `input_kind` "index": its input must lie in [0, index_limit). None for others."""
         return None
+
+
+def checked_build(layer: Layer, input_shape: Shape) -> tuple[Shape, Tree]:
+    """What the layer's `build` returns, shapes as tuples. Raises ConfigError if it is not what `build` must return."""
+    built = layer.build(input_shape)
+    if not isinstance(built, tuple) or len(built) != 2 or not isinstance(built[1], dict):
+        raise ConfigError(
+            f"{layer!r}: build must return (shape of an output sample, dict of parameters); it returned {built!r}"
+        )
+    shape, given = built
+    tree: Tree = {}
+    for name, item in given.items():
+        if isinstance(item, Parameter):
+            if not isinstance(item.initializer, Initializer):
+                raise ConfigError(
+                    f"{layer!r}: the initializer of its parameter {name!r} is {item.initializer!r}; give an object, "
+                    "such as xpnn.initializers.Zeros()"
+                )
+            tree[name] = item._replace(shape=_checked_shape(layer, f"its parameter {name!r}", item.shape))
+        elif name in layer.children:
+            tree[name] = item
+        else:
+            raise ConfigError(f"{layer!r}: build gave {item!r} as its parameter {name!r}; give an xpnn.Parameter")
+    return _checked_shape(layer, "an output sample", shape), tree
+
+
+def _checked_shape(layer: Layer, whose: str, shape: Any) -> Shape:
+    try:
+        if isinstance(shape, (tuple, list)):
+            return tuple(check_integer("length", length, minimum=0) for length in shape)
+    except ConfigError:
+        pass
+    raise ConfigError(f"{layer!r}: build gave {shape!r} as the shape of {whose}; give a tuple of integers from 0 on")
 
 
 def as_layer(position: str, value: Any) -> Layer:

@@ -38,9 +38,10 @@ class Residual(Layer):
 
     @property
     def input_shape(self) -> Shape | None:
-        if self._body.input_shape is not None or self.shortcut is None:
-            return self._body.input_shape
-        return self.shortcut.input_shape
+        shape = self._body.input_shape
+        if shape is None and self.shortcut is not None:
+            return self.shortcut.input_shape
+        return shape
 
     @property
     def input_kind(self) -> str:  # type: ignore[override]

@@ -37,15 +37,18 @@ class Sequential(Layer):
     @property
     def input_shape(self) -> Shape | None:
         for layer in self.layers:
-            if layer.input_shape is not None:
-                return layer.input_shape
+            shape = layer.input_shape  # asked for once: in nested layers each question asks all layers inside
+            if shape is not None:
+                return shape
             if not isinstance(layer, (Activation, Dropout)):  # these keep the shape, whatever it is
                 return None
         return None
 
     @property
     def output_kind(self) -> str:  # type: ignore[override]
-        return self.layers[-1].output_kind if self.layers else "any"
+        # Behind a Softmax, a Flatten still gives probabilities.
+        kinds = (layer.output_kind for layer in reversed(self.layers))
+        return next((kind for kind in kinds if kind != "same"), "same")
 
     @property
     def input_kind(self) -> str:  # type: ignore[override]
@@ -68,26 +71,40 @@ class Sequential(Layer):
         inner = run.with_input_gradient()
         backwards: list[tuple[str, Backward]] = []
         gradient_wanted = run.input_gradient
-        for name, layer, activation in self._plan:
-            here = inner if gradient_wanted else run
-            if activation is None:
-                x, backward = layer.forward(x, parameters[name], here)
-            else:
-                x, backward = layer.forward(x, parameters[name], here, activation)  # type: ignore[call-arg]
-            # Before the first layer with parameters there is nothing that a gradient would be needed for.
-            if gradient_wanted or parameters[name]:
-                gradient_wanted = True
-                backwards.append((name, backward))
+        name = ""
+        try:
+            for name, layer, activation in self._plan:
+                here = inner if gradient_wanted else run
+                if activation is None:
+                    x, backward = layer.forward(x, parameters[name], here)
+                else:
+                    x, backward = layer.forward(x, parameters[name], here, activation)  # type: ignore[call-arg]
+                # Before the first layer with parameters there is nothing that a gradient would be needed for.
+                if gradient_wanted or parameters[name]:
+                    gradient_wanted = True
+                    backwards.append((name, backward))
+        except Exception as error:
+            error.add_note(f"in the forward pass of {self._label(name)}, whose input has shape {tuple(x.shape)}")
+            raise
 
         def chain(dy: Any) -> tuple[Any, Tree]:
             gradients: Tree = {}
-            for name, backward in reversed(backwards):
-                if dy is None:  # a layer that looks up indices ends the chain: indices have no gradient
-                    break
-                dy, gradients[name] = backward(dy)
+            name = ""
+            try:
+                for name, backward in reversed(backwards):
+                    if dy is None:  # a layer that looks up indices ends the chain: indices have no gradient
+                        break
+                    dy, gradients[name] = backward(dy)
+            except Exception as error:
+                error.add_note(f"in the backward pass of {self._label(name)}")
+                raise
             return (dy if run.input_gradient else None), gradients
 
         return x, chain
+
+    def _label(self, name: str) -> str:
+        """A child as error messages call it."""
+        return f"layer {name} ({type(self.children[name]).__name__})" if name else "a Sequential"
 
 
 def as_sequence(position: str, value: Any) -> Layer:

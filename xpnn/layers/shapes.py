@@ -16,6 +16,7 @@ class Flatten(Layer):
     """Each sample as one row: (batch, a, b, ...) -> (batch, a b ...)."""
 
     input_kind: ClassVar[str] = "any"
+    output_kind: ClassVar[str] = "same"
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
         return (math.prod(input_shape),), {}
@@ -37,6 +38,7 @@ class Reshape(Layer):
     """
 
     input_kind: ClassVar[str] = "any"
+    output_kind: ClassVar[str] = "same"
 
     def __init__(self, *shape: int) -> None:
         if len(shape) == 1 and isinstance(shape[0], (list, tuple)):

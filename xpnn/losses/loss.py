@@ -89,7 +89,7 @@ def check_output(loss: Loss, output_kind: str) -> None:
     Args:
         loss: the loss.
         output_kind: of the last layer: "any" (logits, or values of no special kind), "probabilities",
-            "log_probabilities", or "sigmoid" (a probability of its own for each output).
+            "log_probabilities", "sigmoid" (a probability of its own for each output), or "same" (the input's).
 
     Raises:
         ConfigError: it cannot; the message says what to write instead.

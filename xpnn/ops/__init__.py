@@ -2,6 +2,10 @@
 
 >>> y, vjp = xpnn.ops.tanh(x)
 >>> (dx,) = vjp(dy)
+
+The arrays of one call are all float32 or all float64; labels and indices are integers. An op converts nothing: what a
+mixture gives, or an activation of integers, is up to the library (NumPy answers in float64, PyTorch refuses). A network
+converts what it is given to its own dtype.
 """
 
 from xpnn.dispatch import OPS

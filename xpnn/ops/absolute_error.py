@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array, Vjp, namespace, op
-from xpnn.ops.reduction import reduce_loss
+from xpnn.ops.reduction import check_same_shape, reduce_loss
 
 
 @op
@@ -20,7 +20,11 @@ def mae(prediction: Array, target: Array, weight: Array | None = None, *, reduct
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dprediction, dtarget, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("mae", prediction, target)
     xp = namespace(prediction)
     residual = prediction - target
     value, factor = reduce_loss(xp, xp.abs(residual), weight, reduction)
@@ -50,7 +54,11 @@ def huber(
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dprediction, dtarget, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("huber", prediction, target)
     xp = namespace(prediction)
     residual = prediction - target
     size = xp.abs(residual)

@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnn.dispatch import Array, Vjp, device, namespace, op
 from xpnn.ops.logarithm import bounded_log, bounded_log_complement
-from xpnn.ops.reduction import reduce_loss
+from xpnn.ops.reduction import check_same_shape, reduce_loss
 
 
 @op
@@ -33,7 +33,11 @@ def binary_cross_entropy(
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dlogits, None, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("binary_cross_entropy", logits, labels)
     xp = namespace(logits)
     scale: Any = positive_weight
     if not isinstance(scale, (int, float)):
@@ -74,7 +78,11 @@ def binary_cross_entropy_from_probabilities(
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dprobabilities, None, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("binary_cross_entropy_from_probabilities", probabilities, labels)
     xp = namespace(probabilities)
     log_yes, slope_yes = bounded_log(xp, probabilities)
     log_no, slope_no = bounded_log_complement(xp, probabilities)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array, Vjp, namespace, op
-from xpnn.ops.reduction import across_classes, reduce_loss
+from xpnn.ops.reduction import across_classes, check_same_shape, reduce_loss
 
 
 @op
@@ -26,7 +26,11 @@ def cosine_distance(
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dprediction, dtarget, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("cosine_distance", prediction, target)
     xp = namespace(prediction)
     prediction_length = _length(xp, prediction)
     target_length = _length(xp, target)

@@ -32,7 +32,8 @@ def cross_entropy(
 
     Args:
         logits: (batch, ..., classes).
-        labels: integers (batch, ...), or soft labels (batch, ..., classes): probabilities, of the dtype of the logits.
+        labels: integers (batch, ...), each in [0, classes) or ignore_index; or soft labels (batch, ..., classes), which
+            are probabilities. What another integer does is not defined: check labels where data come in.
         weight: (batch,), one factor per sample, or None.
         class_weights: one factor per class, or None.
         label_smoothing: s in [0, 1]: labels become (1 - s) y + s / classes.

@@ -13,7 +13,7 @@ def scatter_add(values: Array, indices: Array, length: int) -> tuple[Array, Vjp]
     """Row k of the result is the sum of all rows of `values` whose index is k; 0 where there is none.
 
     The array API has no such function: this body multiplies by the one-hot matrix of the indices, whose size is
-    rows x length; backends have bodies that only add.
+    rows x length, and spreads a NaN or an infinity to all rows; backends have bodies that only add.
 
     Args:
         values: (..., features).

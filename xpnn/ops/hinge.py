@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array, Vjp, device, namespace, op
+from xpnn.errors import ShapeError
 from xpnn.ops.labels import one_hot
-from xpnn.ops.reduction import across_classes, reduce_loss
+from xpnn.ops.reduction import across_classes, check_same_shape, reduce_loss
 
 
 @op
@@ -24,7 +25,11 @@ def hinge(scores: Array, labels: Array, weight: Array | None = None, *, reductio
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dscores, None, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("hinge", scores, labels)
     xp = namespace(scores)
     margins = 1.0 - labels * scores
     value, factor = reduce_loss(xp, xp.maximum(margins, 0.0), weight, reduction)
@@ -54,7 +59,15 @@ def categorical_hinge(
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dscores, None, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    if tuple(labels.shape) != tuple(scores.shape[:-1]):
+        raise ShapeError(
+            f"categorical_hinge: labels of shape {tuple(labels.shape)} do not fit scores of shape "
+            f"{tuple(scores.shape)}; give one integer label for each row, {tuple(scores.shape[:-1])}"
+        )
     xp = namespace(scores)
     zeros = xp.zeros_like(scores)
     is_label = one_hot(xp, labels, scores.shape[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array, Vjp, namespace, op
-from xpnn.ops.reduction import reduce_loss
+from xpnn.ops.reduction import check_same_shape, reduce_loss
 
 
 @op
@@ -34,7 +34,11 @@ def kl_divergence(
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dlog_probabilities, dtarget, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("kl_divergence", log_probabilities, target)
     xp = namespace(log_probabilities)
     if log_target:
         probabilities = xp.exp(target)

@@ -55,7 +55,7 @@ def label_masses(
         )
     counts = None
     if tuple(labels.shape) == tuple(scores.shape):
-        by_class = labels
+        by_class = xp.astype(labels, scores.dtype, copy=False)
         total: Any = None
     elif tuple(labels.shape) == tuple(scores.shape[:-1]):
         by_class = xp.astype(one_hot(xp, labels, classes), scores.dtype)

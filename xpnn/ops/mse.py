@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array, Vjp, namespace, op
-from xpnn.ops.reduction import reduce_loss
+from xpnn.ops.reduction import check_same_shape, reduce_loss
 
 
 @op
@@ -24,7 +24,11 @@ def mse(prediction: Array, target: Array, weight: Array | None = None, *, reduct
 
     Returns:
         The loss as a 0-d array, and vjp(dy) -> (dprediction, dtarget, None).
+
+    Raises:
+        ShapeError: the shapes do not fit.
     """
+    check_same_shape("mse", prediction, target)
     xp = namespace(prediction)
     residual = prediction - target
     value, factor = reduce_loss(xp, residual * residual, weight, reduction)

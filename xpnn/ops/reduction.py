@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array
-from xpnn.errors import ConfigError
+from xpnn.errors import ConfigError, ShapeError
 
 REDUCTIONS = ("mean", "sum", "half_sum", "batch_mean", "half_batch_mean")
 
@@ -30,6 +30,7 @@ def reduce_loss(
 
     Raises:
         ConfigError: the reduction is unknown.
+        ShapeError: there is not one weight for each sample.
     """
     if reduction not in REDUCTIONS:
         raise ConfigError(f"reduction={reduction!r} is unknown; known: {', '.join(REDUCTIONS)}")
@@ -48,6 +49,11 @@ def reduce_loss(
     if weight is None:
         factor = 1.0 / _nonzero(xp, xp.sum(counts))
         return xp.sum(losses) * factor, factor
+    if tuple(weight.shape) != tuple(losses.shape[:1]):
+        raise ShapeError(
+            f"weight has shape {tuple(weight.shape)}; give one number for each of the {losses.shape[0]} samples"
+        )
+    weight = xp.astype(weight, losses.dtype, copy=False)
     by_sample = xp.reshape(weight, (weight.shape[0],) + (1,) * (losses.ndim - 1))
     factor = by_sample * scale
     if counts is not None:
@@ -55,6 +61,15 @@ def reduce_loss(
     elif reduction.endswith("mean"):
         factor = factor / (_nonzero(xp, xp.sum(weight)) * float(elements))
     return xp.sum(losses * factor), factor
+
+
+def check_same_shape(name: str, prediction: Array, target: Array) -> None:
+    """Raise ShapeError if the shapes differ: (n, 1) and (n,) would give n^2 residuals, and no error."""
+    if prediction.shape != target.shape:
+        raise ShapeError(
+            f"{name}: the prediction has shape {tuple(prediction.shape)}, the target {tuple(target.shape)}; reshape "
+            "one of them, they are compared element by element"
+        )
 
 
 def across_classes(xp: Any, factor: Any) -> Any:

@@ -61,7 +61,7 @@ class BarzilaiBorwein(Optimizer):
         for arrays in zip(theta, gradient, slots["previous_theta"], slots["previous_gradient"], strict=True):
             (block_ss, block_sy, block_yy), _ = ops.secant_products(*arrays)
             ss, sy, yy = ss + block_ss, sy + block_sy, yy + block_yy
-        length, _ = ops.barzilai_borwein(ss, sy, yy, self.rate(step), long=self.long)
+        length, _ = ops.barzilai_borwein(ss, sy, yy, self.rate(step, theta[0]), long=self.long)
         # theta is kept as a slot, so its memory is not given away.
         new_theta = tuple(
             ops.sgd(block, block_gradient, length)[0] for block, block_gradient in zip(theta, gradient, strict=True)

@@ -109,9 +109,15 @@ class Optimizer(Configurable):
             raise ConfigError(f"{self!r} keeps no average of the weights; build it with ema=0.999, say")
         return slots["ema"]
 
-    def rate(self, step: Any) -> Any:
-        """The learning rate of step number `step` (the first is 0)."""
-        return self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+    def rate(self, step: Any, like: Array | None = None) -> Any:
+        """The learning rate of step number `step` (the first is 0), a number or an array of the dtype of `like`."""
+        if not callable(self.learning_rate):
+            return self.learning_rate
+        rate = self.learning_rate(step)
+        # A function of the user's may answer in float64 (so does all of NumPy), which would spread to the parameters.
+        if isinstance(rate, (int, float)):
+            return float(rate)
+        return rate if like is None else namespace(like).asarray(rate, dtype=like.dtype)
 
     def apply(self, theta: Vector, gradient: Vector, slots: Slots, step: Any, layout: Layout) -> tuple[Vector, Slots]:
         """One step on the whole vector: (theta, slots). The memory of theta and of the slots may be used again.
@@ -151,7 +157,7 @@ class Optimizer(Configurable):
     ) -> tuple[Vector, Slots]:
         """`update` on each block of the vector; `decays` has one decay for each, or is None for no decay."""
         names = self.slot_names
-        numbers = self.numbers(self.rate(step), step)
+        numbers = self.numbers(self.rate(step, theta[0]), step)
         if len(theta) == 1:
             old = tuple([slots[name][0] for name in names])
             block, *new = self.update(theta[0], gradient[0], old, numbers, decays[0] if decays else 0.0)

@@ -62,7 +62,7 @@ class SGD(Optimizer):
         """Without momentum there are no slots to look after: this is the step of small networks, where calls count."""
         if self.momentum:
             return super().advance(theta, gradient, slots, step, decays)
-        rate = self.rate(step)
+        rate = self.rate(step, theta[0])
         blocks = zip(theta, gradient, strict=True)
         return tuple([ops.sgd(block, block_gradient, rate, donate=True)[0] for block, block_gradient in blocks]), {}
 

@@ -12,7 +12,7 @@ from xpnn import dispatch
 from xpnn.backend import Backend
 from xpnn.errors import ConfigError
 from xpnn.testing import checks
-from xpnn.testing.cases import CASES, Case
+from xpnn.testing.cases import CASES, FAMILIES, Case
 from xpnn.testing.rows import ROWS, Row
 
 
@@ -144,7 +144,10 @@ def _check_case(
 
 
 def print_report(report: MatrixReport, console: Any = None) -> None:
-    """Print the table: a line for each op, a column for each row and dtype, the failures, and the rows' states.
+    """Print the matrix: every op, the families of ops, the failures, and the rows' states.
+
+    Each op has a line, with a column for each row and dtype. Where the console is too narrow for these columns, the
+    worst row of each dtype takes their place.
 
     Args:
         report: from `run_matrix`.
@@ -155,15 +158,29 @@ def print_report(report: MatrixReport, console: Any = None) -> None:
 
     console = console or Console()
     columns, lines = _grid(report)
-    table = Table(title="worst error of each op, in units of eps, against NumPy in float64")
+    headings = [f"{row}\n{dtype}" for row, dtype in columns]
+    # Each column has a line and two blanks beside its text.
+    width = 5 + max(map(len, ["op", *lines])) + sum(3 + max(len(row), len(dtype)) for row, dtype in columns)
+    narrow = width > console.width
+    dtypes = list(dict.fromkeys(dtype for _, dtype in columns))
+    if narrow:
+        headings = [f"{dtype}\nworst row" for dtype in dtypes]
+    table = Table(
+        title="worst error of each op, in units of eps, against NumPy in float64",
+        caption="a wider terminal, or --report, shows every row" if narrow else None,
+    )
     table.add_column("op")
-    for row, dtype in columns:
-        table.add_column(f"{row}\n{dtype}", justify="right")
+    for heading in headings:
+        table.add_column(heading, justify="right")
     for op, results in lines.items():
-        cells = [_cell(results.get(column)) for column in columns]
+        if narrow:
+            cells = [_worst([each for each in results.values() if each.dtype == dtype]) for dtype in dtypes]
+        else:
+            cells = [_cell(results.get(column)) for column in columns]
         table.add_row(op, *(f"[red]{text}[/red]" if bad else text for text, bad in cells))
     if columns:
         console.print(table)
+        console.print(_families_table(report))
     for result in report.failures:
         text = f"FAILED {result.op} on {result.row}, {result.dtype}: {result.message}"
         console.print(text, style="red", markup=False, soft_wrap=True)
@@ -171,6 +188,48 @@ def print_report(report: MatrixReport, console: Any = None) -> None:
         text = f"{state.row}: " + (f"NOT RUN: {state.reason}" if state.reason else f"{state.version}, {state.device}")
         console.print(text, markup=False, soft_wrap=True)
     console.print(_summary(report), markup=False)
+
+
+def _families_table(report: MatrixReport) -> Any:
+    """The worst error of each family of ops: a line for each row and dtype."""
+    from rich.table import Table
+
+    columns, _ = _grid(report)
+    table = Table(title="worst error of each family of ops")
+    table.add_column("row")
+    table.add_column("dtype")
+    families = by_family(report)
+    for name in families:
+        table.add_column(name, justify="right")
+    for row, dtype in columns:
+        cells = []
+        for results in families.values():
+            here = [each for each in results if (each.row, each.dtype) == (row, dtype)]
+            failed = any(not each.passed for each in here)
+            worst = max((each.error for each in here), default=math.nan)
+            cells.append("[red]FAILED[/red]" if failed else f"{worst:.1f}")
+        table.add_row(row, dtype, *cells)
+    return table
+
+
+def by_family(report: MatrixReport) -> dict[str, list[Result]]:
+    """The results of each family of ops that has any, then of "all"."""
+    family_of = {case.op: family for family, cases in FAMILIES.items() for case in cases}
+    found: dict[str, list[Result]] = {}
+    for family in [*FAMILIES, "others"]:
+        results = [each for each in report.results if family_of.get(each.op, "others") == family]
+        if results:
+            found[family] = results
+    return {**found, "all": list(report.results)}
+
+
+def _worst(results: Sequence[Result]) -> tuple[str, bool]:
+    """The text of one cell for several rows, and whether it tells of a failure."""
+    if not results:
+        return "", False
+    worst = max(results, key=lambda each: (not each.passed, each.error))
+    text, bad = _cell(worst)
+    return f"{worst.row} {text}", bad
 
 
 def _grid(report: MatrixReport) -> tuple[list[tuple[str, str]], dict[str, dict[tuple[str, str], Result]]]:

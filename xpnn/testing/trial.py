@@ -10,7 +10,7 @@ from xpnn.backend import Backend, host
 from xpnn.dispatch import Array
 from xpnn.errors import CheckError, ConfigError
 from xpnn.initializers import Draw
-from xpnn.layers.layer import Layer, Run, Shape
+from xpnn.layers.layer import Layer, Run, Shape, checked_build
 from xpnn.parameters import Layout, Structure, collect
 from xpnn.testing.checks import check_array, same_bits
 
@@ -60,7 +60,7 @@ def prepare(layer: Layer, input_shape: Shape, training: bool, seed: int) -> Tria
     shape = tuple(int(length) for length in input_shape)
     if not shape:
         raise ConfigError("input_shape=() has no batch; give the shape of a whole input, (batch, ...)")
-    output_shape, tree = layer.build(shape[1:])
+    output_shape, tree = checked_build(layer, shape[1:])
     structure = collect(layer, tree)
     values = {}
     for entry in structure.entries:
@@ -100,6 +100,10 @@ def evaluate(trial: Trial, backend: Backend, dtype: str) -> LayerOutcome:
         if gradient is None:
             raise CheckError(f"{layer!r}: backward gave None as the gradient of {name!r}")
         check_array(f"{layer!r}: the gradient of {name!r}", gradient, backend, x if name == INPUT else parts[name])
+    try:
+        layout.check_gradients(tree)
+    except ConfigError as error:
+        raise CheckError(f"{layer!r}: {error}") from None
     for array, copy in zip(inputs, before, strict=True):
         if not same_bits(backend.to_host(array), copy):
             raise CheckError(f"{layer!r} modified its input, its parameters or the gradient that backward was given")

@@ -43,11 +43,18 @@ def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "
     if owner == backend.name and owner != "numpy":
         if not backend.one_device and backend.device is not None and dispatch.device(value) != backend.device:
             raise DeviceError(
-                f"{name} lies on {owner} ({dispatch.device(value)}), the network on {backend.spec} ({backend.device}); "
-                f"move one of them: net.to(...), or copy {name} to that device"
+                f"{name} lies on {owner}:{backend.device_label(dispatch.device(value))}, the network on "
+                f"{owner}:{backend.device_label(backend.device)}; move one of them: net.to(...), or copy {name} to "
+                "that device"
             )
         if value.ndim == 0:
             raise DataError(f"{name} is a single number; give an array with one entry for each sample")
+        xp = backend.xp
+        if xp.isdtype(value.dtype, "complex floating"):
+            raise DataError(f"{name} has dtype {value.dtype}, wants real numbers")
+        if xp.isdtype(value.dtype, "real floating") and value.dtype not in (xp.float32, xp.float64):
+            with backend.context():
+                value = xp.astype(value, backend.dtype(dtype))  # half precision
         check_finite(name, value, backend, dtype)
         return value
     if owner not in (None, "numpy"):
@@ -57,20 +64,36 @@ def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "
         )
     array = on_host(name, value)
     check_finite(name, array, host(), dtype)
-    return backend.asarray(array, dtype if array.dtype.kind == "f" else integers)
+    wanted = dtype if array.dtype.kind == "f" else integers
+    if array.dtype.kind in "iu" and wanted == "int64":
+        check_integers(name, array, backend)
+    return backend.asarray(array, wanted)
 
 
 def on_host(name: str, value: Any) -> Array:
     """`value` as a numeric host array. Raises DataError if it is none."""
+    array = numbers_on_host(name, value)
+    if array.ndim == 0:
+        raise DataError(f"{name} is a single number; give an array with one entry for each sample")
+    return array
+
+
+def numbers_on_host(name: str, value: Any) -> Array:
+    """`value` as a host array of numbers, of any shape. Raises DataError if it is none."""
     xp = host().xp
     try:
+        if xp.ma.is_masked(value):
+            raise DataError(f"{name} has masked entries, which hold no numbers; fill them in, or leave their rows out")
         array = xp.asarray(value)
+        if array.dtype.kind == "O":
+            # A data frame with columns of several kinds of numbers comes as objects: they are looked at one by one.
+            array = xp.asarray(array.tolist())
     except (ValueError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{name} is no rectangular array of numbers: {error}") from None
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name} has dtype {array.dtype}, wants numbers; encode text and dates as numbers first")
-    if array.ndim == 0:
-        raise DataError(f"{name} is a single number; give an array with one entry for each sample")
     return array
 
 
@@ -92,6 +115,19 @@ def check_finite(name: str, array: Array, backend: Backend, dtype: str) -> None:
         f"{name} has NaN, infinite or too large values for {dtype} in {len(bad_rows)} of {array.shape[0]} rows, first "
         f"in row {bad_rows[0]}; remove these rows or fill the values in"
     )
+
+
+def check_integers(name: str, array: Array, backend: Backend) -> None:
+    """Raise DataError if a host array holds integers that are too large for the backend's: they would wrap around."""
+    if 0 in array.shape:
+        return
+    limits = backend.xp.iinfo(backend.dtype("int64"))  # of 32 bits on some backends
+    for extreme in (int(array.min()), int(array.max())):
+        if not int(limits.min) <= extreme <= int(limits.max):
+            raise DataError(
+                f"{name} holds the integer {extreme}, and the largest of backend {backend.spec!r} is {limits.max}; "
+                "number classes from 0, or give measured numbers as floats"
+            )
 
 
 def as_inputs(x: Array, kind: str, backend: Backend, dtype: str) -> Array:

@@ -151,7 +151,10 @@ def _starting_point(
 def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     if isinstance(callbacks, Callback):
         callbacks = (callbacks,)
-    found = tuple(callbacks)
+    try:
+        found = tuple(callbacks or ())
+    except TypeError:
+        raise ConfigError(f"callbacks={callbacks!r} is no list of xpnn.Callback objects") from None
     for callback in found:
         if not isinstance(callback, Callback):
             hint = f"; write {callback.__name__}(...)" if isinstance(callback, type) else ""
@@ -221,8 +224,13 @@ class _Trainer:
         buffers = {name: copy(array) for name, array in network._buffers.items()}
         return State(theta, slots, buffers, start.step, network.seed, self.totals.zero())
 
+    def _laid_out_anew(self) -> bool:
+        return self.network.layout is not self.layout or self.network.backend is not self.backend
+
     def publish(self) -> None:
-        """Let the network hold the current state."""
+        """Let the network hold the current state, unless a callback has laid it out anew: it then holds its own."""
+        if self._laid_out_anew():
+            return
         self.network._theta = self.state.theta
         self.network._buffers = self.buffers = dict(self.state.buffers)
         self.network.training = self.start._replace(slots=self.state.slots, step=self.step_count, epoch=self.epoch)
@@ -233,6 +241,7 @@ class _Trainer:
         try:
             self.publish()
             self._call("on_train_begin", begin=True)
+            self._adopt()
             while self.epoch < self.start.epoch + epochs and not self._stopping() and not interrupt.wanted:
                 began = time.perf_counter()
                 if not self._run_epoch(interrupt, progress):
@@ -244,13 +253,13 @@ class _Trainer:
                 self._call("on_epoch_end", self.epoch, logs)
                 self._adopt()
         except KeyboardInterrupt:
-            interrupt.wanted = True
+            interrupt.wanted, interrupt.stepping = True, False
         finally:
             self.publish()
-        history.interrupted = interrupt.wanted
         stopped_by = [callback for callback in self.callbacks if callback.stop]
         history.stopped = repr(stopped_by[0]) if stopped_by else None
         self._call("on_train_end")
+        history.interrupted = interrupt.wanted
         return history
 
     def _call(self, hook: str, *arguments: Any, begin: bool = False) -> None:
@@ -281,10 +290,16 @@ class _Trainer:
         self.state = self.state._replace(totals=self.totals.zero())
         with self.backend.context():
             for number, batch in enumerate(self._batches()):
-                for hook in before:
-                    hook(number)
+                if before:
+                    for hook in before:
+                        hook(number)
+                    self._adopt()
+                interrupt.stepping = True
                 self.state, loss = step(self.state, batch)
                 self.step_count += 1
+                interrupt.stepping = False
+                if interrupt.deferred is not None:
+                    interrupt.deliver()
                 if ticks:
                     progress.batch_done(self.epoch + 1, min((number + 1) * self.size, self.data.samples))
                 if hooked:
@@ -342,7 +357,7 @@ class _Trainer:
     def _adopt(self) -> None:
         """Train on with the parameters that a callback has set."""
         network = self.network
-        if network.layout is not self.layout or network.backend is not self.backend:
+        if self._laid_out_anew():
             raise ConfigError(
                 "a callback froze, unfroze or moved the network while it was trained; do that between fits"
             )

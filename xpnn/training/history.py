@@ -55,6 +55,6 @@ class History(Mapping[str, list[Any]]):
         return f"<history of {len(self.epochs)} epochs{end}{': last ' + last if last else ''}>"
 
 
-def show(value: Any) -> str:
-    """A number with four significant digits; anything else in full."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def show(value: Any, digits: int = 4) -> str:
+    """A number with so many significant digits; anything else in full."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

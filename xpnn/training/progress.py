@@ -16,6 +16,8 @@ from xpnn.training.history import show
 _LINES = 100
 """A training of more epochs than this prints about so many lines, evenly spread."""
 _SECONDS_BETWEEN_DRAWINGS = 0.1
+_WIDE = 100
+"""On a terminal with fewer columns than this, the lines leave out what would make most of them too long."""
 
 
 class Progress:
@@ -50,7 +52,11 @@ class Lines(Progress):
 
     def epoch_done(self, epoch: int, logs: Mapping[str, Any], seconds: float) -> None:
         if epoch % self._every == 0 or epoch in (self._first, self._last):
-            self.write(line(epoch, self._last, logs, seconds))
+            self.write(self.text(epoch, logs, seconds))
+
+    def text(self, epoch: int, logs: Mapping[str, Any], seconds: float) -> str:
+        """What is said about one epoch."""
+        return line(epoch, self._last, logs, seconds)
 
     def write(self, text: str) -> None:
         """Print one line; at once, for whoever follows a log."""
@@ -72,6 +78,7 @@ class Bar(Lines):
         self._started = time.perf_counter()
         self._next = self._started + _SECONDS_BETWEEN_DRAWINGS
         self._numbers = ""
+        self._wide = Console().width >= _WIDE
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -108,8 +115,15 @@ class Bar(Lines):
         self._bar.refresh()
 
     def epoch_done(self, epoch: int, logs: Mapping[str, Any], seconds: float) -> None:
-        self._numbers = numbers({name: logs[name] for name in ("loss", "val_loss") if name in logs})
+        # They stand in the last line too, where there is no room for them in the bar.
+        if self._wide:
+            self._numbers = numbers({name: logs[name] for name in ("loss", "val_loss") if name in logs})
         super().epoch_done(epoch, logs, seconds)
+
+    def text(self, epoch: int, logs: Mapping[str, Any], seconds: float) -> str:
+        if self._wide:
+            return super().text(epoch, logs, seconds)
+        return line(epoch, self._last, logs, None, digits=3)
 
     def write(self, text: str) -> None:
         self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -118,15 +132,17 @@ class Bar(Lines):
         self._bar.stop()
 
 
-def numbers(logs: Mapping[str, Any]) -> str:
+def numbers(logs: Mapping[str, Any], digits: int = 4) -> str:
     """The numbers among loss and metrics, in one line."""
-    return "  ".join(f"{name} {show(value)}" for name, value in logs.items() if isinstance(value, (int, float)))
+    shown = {name: show(value, digits) for name, value in logs.items() if isinstance(value, (int, float))}
+    return "  ".join(f"{name} {text}" for name, text in shown.items())
 
 
-def line(epoch: int, last_epoch: int, logs: Mapping[str, Any], seconds: float) -> str:
-    """What is printed about one epoch."""
+def line(epoch: int, last_epoch: int, logs: Mapping[str, Any], seconds: float | None, digits: int = 4) -> str:
+    """What is printed about one epoch; without its seconds if they are None."""
     width = len(str(last_epoch))
-    return f"epoch {epoch:{width}d}/{last_epoch}  {numbers(logs)}  {seconds:.2g} s"
+    text = f"epoch {epoch:{width}d}/{last_epoch}  {numbers(logs, digits)}"
+    return text if seconds is None else f"{text}  {seconds:.2g} s"
 
 
 def clock(seconds: float) -> str:

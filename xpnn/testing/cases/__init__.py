@@ -6,6 +6,12 @@ To add an op: write it in `xpnn/ops`, and its case in the file of its family her
 from xpnn.testing.cases import activations, core, losses, optimizers, vectors
 from xpnn.testing.cases.case import Case, Distinct, Integers, Probabilities, Reals, Values
 
-CASES: tuple[Case, ...] = (*core.CASES, *activations.CASES, *losses.CASES, *optimizers.CASES, *vectors.CASES)
+FAMILIES: dict[str, tuple[Case, ...]] = {
+    "layers": (*core.CASES, *vectors.CASES),
+    "activations": activations.CASES,
+    "losses": losses.CASES,
+    "optimizers": optimizers.CASES,
+}
+CASES: tuple[Case, ...] = tuple(case for family in FAMILIES.values() for case in family)
 
-__all__ = ["CASES", "Case", "Distinct", "Integers", "Probabilities", "Reals", "Values"]
+__all__ = ["CASES", "FAMILIES", "Case", "Distinct", "Integers", "Probabilities", "Reals", "Values"]

@@ -29,6 +29,7 @@ CASES = (
     # The old maximum is far below, or far above, the new second moment.
     Case("amsgrad", (_ANY, _ANY, _ANY, _POSITIVE, Reals(_SHAPE, 0.05, 0.2), *_ADAM), label="new-maximum"),
     Case("amsgrad", (_ANY, _ANY, _ANY, _POSITIVE, Reals(_SHAPE, 3.0, 4.0), *_ADAM, 0.3), label="old-maximum"),
+    Case("amsgrad", (_ANY, _ANY, _ANY, _POSITIVE, Reals(_SHAPE, 3.0, 4.0), *_ADAM, _DECAYS), label="decays"),
     Case("nadam", (_ANY, _ANY, _ANY, _POSITIVE, 0.05, 0.08, 0.9, 0.95, 1e-3, 0.2)),
     Case("lion", (_ANY, _SIGNED_GRADIENT, _SIGNED_MOMENTUM, 0.25, 0.75, 0.5), exact=True),
     Case("lion", (_ANY, _SIGNED_GRADIENT, _SIGNED_MOMENTUM, 0.25, 0.75, 0.5, 0.5), label="decay", exact=True),
