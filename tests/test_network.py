@@ -331,7 +331,7 @@ def test_the_prediction_of_a_network_without_parameters_is_not_x_itself(backend,
 )
 def test_parameters_that_are_no_numbers(value, error):
     net = network()
-    with pytest.raises(error, match="0.weight"):
+    with pytest.raises(error, match=r"0\.weight"):
         net.set_parameters({**net.parameters, "0.weight": value})
     with pytest.raises(ConfigError, match="as a dict"):
         net.set_parameters(list(net.parameters))
@@ -340,5 +340,5 @@ def test_parameters_that_are_no_numbers(value, error):
 def test_parameters_of_another_library_do_not_travel_silently():
     net = network()
     theirs = xpnn.get_backend("strict").asarray(net.parameters["0.weight"])
-    with pytest.raises(DeviceError, match="0.weight is an array of strict"):
+    with pytest.raises(DeviceError, match=r"0\.weight is an array of strict"):
         net.set_parameters({**net.parameters, "0.weight": theirs})

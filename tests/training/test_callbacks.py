@@ -380,7 +380,7 @@ def test_a_callback_may_use_the_network_it_watches(tmp_path):
 
 def test_callbacks_may_be_none_and_must_be_a_list():
     assert fit_with(None).epochs == [1]
-    with pytest.raises(ConfigError, match="no list of xpnn.Callback"):
+    with pytest.raises(ConfigError, match=r"no list of xpnn\.Callback"):
         fit_with(3)
 
 

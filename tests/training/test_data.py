@@ -167,7 +167,7 @@ def test_columns_of_several_kinds_of_numbers_are_taken(frame):
 
 
 def test_objects_that_are_no_numbers_are_refused():
-    for column in (["a", "b"], [None, 1], pandas.array([1, None], "Int64")):
+    for column in (["a", "b"], pandas.Series([None, 1], dtype=object), pandas.array([1, None], "Int64")):
         with pytest.raises(DataError, match="wants numbers"):
             enter("X", pandas.DataFrame({"a": [1.5, 2.0], "b": column}), NUMPY, "float32")
 
