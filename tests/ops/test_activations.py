@@ -346,6 +346,13 @@ def test_softmax_along_another_axis(op):
 
 
 @pytest.mark.parametrize("op", [xpnn.ops.softmax, xpnn.ops.log_softmax])
+@pytest.mark.parametrize(("shape", "axis"), [((), -1), ((4, 3), 2), ((4, 3), -3)])
+def test_softmax_along_an_axis_that_is_not_there(op, shape, axis):
+    with pytest.raises(ShapeError, match=f"axis {axis} of an array of shape"):
+        op(np.zeros(shape), axis=axis)
+
+
+@pytest.mark.parametrize("op", [xpnn.ops.softmax, xpnn.ops.log_softmax])
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0)])
 def test_softmax_of_nothing(op, shape, backend, dtype):
     y, vjp = op(backend.asarray(np.ones(shape, dtype=dtype)))

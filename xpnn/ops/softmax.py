@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xpnn.dispatch import Array, Vjp, namespace, op
+from xpnn.errors import ShapeError
 
 _FARTHEST = 10000.0
 """exp(-_FARTHEST) is 0 in every dtype: what lies farther below the maximum may as well lie there."""
@@ -22,8 +23,12 @@ def softmax(x: Array, axis: int = -1) -> tuple[Array, Vjp]:
 
     Returns:
         y of x's shape, and vjp(dy) -> (dx,).
+
+    Raises:
+        ShapeError: x has no such axis.
     """
     xp = namespace(x)
+    _check_axis(x, axis)
     if x.shape[axis] == 0:
         return _nothing(x)
     largest = xp.max(x, axis=axis, keepdims=True)
@@ -50,8 +55,12 @@ def log_softmax(x: Array, axis: int = -1) -> tuple[Array, Vjp]:
 
     Returns:
         y of x's shape, and vjp(dy) -> (dx,).
+
+    Raises:
+        ShapeError: x has no such axis.
     """
     xp = namespace(x)
+    _check_axis(x, axis)
     if x.shape[axis] == 0:
         return _nothing(x)
     shifted = x - xp.max(x, axis=axis, keepdims=True)
@@ -61,6 +70,11 @@ def log_softmax(x: Array, axis: int = -1) -> tuple[Array, Vjp]:
         return (dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True),)
 
     return y, vjp
+
+
+def _check_axis(x: Array, axis: int) -> None:
+    if not -x.ndim <= axis < x.ndim:
+        raise ShapeError(f"softmax along axis {axis} of an array of shape {tuple(x.shape)}: there is no such axis")
 
 
 def _nothing(x: Array) -> tuple[Array, Vjp]:
