@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from xpnn import ops
 from xpnn.backend import Backend
-from xpnn.dispatch import Array, Vjp, namespace
+from xpnn.dispatch import OPS, Array, Vjp, namespace
 from xpnn.errors import ConfigError
 from xpnn.losses.loss import Loss, check_reduction
 from xpnn.losses.targets import class_targets
@@ -48,7 +48,34 @@ class _ClassLoss(Loss):
         return xp.sum(counts)
 
 
-class CrossEntropy(_ClassLoss):
+class _SmoothedClassLoss(_ClassLoss):
+    """What the losses that can smooth labels share; each is made of the op of its own name."""
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        self.class_weights = check_class_weights(class_weights)
+        self.label_smoothing = _check_smoothing(label_smoothing)
+        self.ignore_index = _check_index(ignore_index)
+        self.reduction = check_reduction(reduction)
+
+    def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
+        return OPS[self.name].function(
+            prediction,
+            target,
+            weight,
+            class_weights=self.class_weights,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+
+class CrossEntropy(_SmoothedClassLoss):
     """Cross-entropy of logits: the last layer has no activation; see `ops.cross_entropy`.
 
     Targets are integer labels (samples, ...) or one-hot or soft labels (samples, ..., classes).
@@ -71,31 +98,8 @@ class CrossEntropy(_ClassLoss):
         "remove the Sigmoid layer",
     }
 
-    def __init__(
-        self,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        ignore_index: int | None = None,
-        reduction: str = "mean",
-    ) -> None:
-        self.class_weights = check_class_weights(class_weights)
-        self.label_smoothing = _check_smoothing(label_smoothing)
-        self.ignore_index = _check_index(ignore_index)
-        self.reduction = check_reduction(reduction)
 
-    def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
-        return ops.cross_entropy(
-            prediction,
-            target,
-            weight,
-            class_weights=self.class_weights,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-
-class CrossEntropyFromProbabilities(_ClassLoss):
+class CrossEntropyFromProbabilities(_SmoothedClassLoss):
     """Cross-entropy of probabilities: the last layer is a Softmax; see `ops.cross_entropy_from_probabilities`.
 
     Args:
@@ -111,29 +115,6 @@ class CrossEntropyFromProbabilities(_ClassLoss):
         "log_probabilities": 'loss="nll", or remove the LogSoftmax layer and use loss="cross_entropy"',
         "sigmoid": 'loss="binary_cross_entropy_from_probabilities", or a Softmax layer in the place of the Sigmoid',
     }
-
-    def __init__(
-        self,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        ignore_index: int | None = None,
-        reduction: str = "mean",
-    ) -> None:
-        self.class_weights = check_class_weights(class_weights)
-        self.label_smoothing = _check_smoothing(label_smoothing)
-        self.ignore_index = _check_index(ignore_index)
-        self.reduction = check_reduction(reduction)
-
-    def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
-        return ops.cross_entropy_from_probabilities(
-            prediction,
-            target,
-            weight,
-            class_weights=self.class_weights,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
 
 
 class NLL(_ClassLoss):
