@@ -342,3 +342,21 @@ def test_parameters_of_another_library_do_not_travel_silently():
     theirs = xpnn.get_backend("strict").asarray(net.parameters["0.weight"])
     with pytest.raises(DeviceError, match=r"0\.weight is an array of strict"):
         net.set_parameters({**net.parameters, "0.weight": theirs})
+
+
+def test_data_that_are_refused_do_not_fix_the_input_shape():
+    net = xpnn.Network(xpnn.Dense(4), xpnn.Tanh(), xpnn.Dense(3), backend="numpy")
+    with pytest.raises(DataError, match="6 samples and y has 5"):
+        net.fit(np.zeros((6, 9)), np.zeros(5, int), loss="cross_entropy", optimizer="sgd", verbose=0)
+    assert net.input_shape is None
+    net.fit(np.zeros((6, 2)), np.zeros(6, int), loss="cross_entropy", optimizer="sgd", verbose=0)
+    with pytest.raises(DataError, match="6 samples and y has 5"):
+        net.evaluate(np.zeros((6, 2)), np.zeros(5, int))
+    assert net.parameters["0.weight"].shape == (2, 4)
+
+
+def test_predictions_from_host_data_can_be_written_to(backend, dtype):
+    net = xpnn.Network(xpnn.Dense(2, 3), backend=backend, dtype=dtype)
+    prediction = net.predict(np.ones((4, 2)))
+    prediction[0, 0] = 7.0
+    assert prediction[0, 0] == 7.0

@@ -102,6 +102,11 @@ class Network:
         self.input_shape, self.output_shape, self.training = shape, output_shape, None
         self._layout, self._theta, self._buffers = layout, theta, buffers
 
+    def _forget_input_shape(self) -> None:
+        """Undo `build`."""
+        self.input_shape, self.output_shape, self.training = None, (), None
+        self._layout, self._theta, self._buffers = None, (), {}
+
     @property
     def layout(self) -> Layout:
         """Where each parameter lies in the parameter vector."""

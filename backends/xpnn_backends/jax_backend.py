@@ -130,7 +130,7 @@ class JaxBackend(Backend):
         return block
 
     def to_host(self, x: Any) -> Any:
-        return np.asarray(x)
+        return np.array(x)  # a copy: JAX lends its own memory read-only
 
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         # The seed is no array: it selects the random stream, and a 64-bit seed would not survive as an int32.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from xpnn import dispatch, random
 from xpnn.backend import Backend, host
 from xpnn.dispatch import Array
-from xpnn.errors import ConfigError, DataError, DeviceError
+from xpnn.errors import ConfigError, DataError, DeviceError, XpnnError
 
 _LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 
@@ -194,6 +194,16 @@ def enter_data(
         ShapeError: the samples of x do not fit the network.
         DeviceError: the data lie elsewhere.
     """
+    shape_was_known = network.input_shape is not None
+    try:
+        return _checked_data(network, x, y, loss, sample_weight, names)
+    except XpnnError:
+        if not shape_was_known:
+            network._forget_input_shape()  # the data that come next may have another shape
+        raise
+
+
+def _checked_data(network: Any, x: Any, y: Any, loss: Any, sample_weight: Any, names: tuple[str, str]) -> Data:
     backend = network.backend
     inputs, _ = network._enter_inputs(x, names[0])
     samples = int(inputs.shape[0])
