@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 from xpnn import dispatch
 from xpnn.dispatch import Array, Body, Kind
@@ -142,20 +142,6 @@ class Backend:
         with self.context():
             return self.xp.asarray(x, copy=True)
 
-    def random_words(self, seed: int, stream: int, step: int, count: int) -> Array:
-        """`count` uint64 words of Philox4x64-10 with key (seed, stream) and counter (0, 0, step, 0).
-
-        The same words on every backend, bit for bit; the order is that of `numpy.random.Philox.random_raw`.
-        """
-        return self.asarray(host().random_words(seed, stream, step, count))
-
-    def keep_mask(self, seed: int, stream: int, step: int, shape: tuple[int, ...], threshold: int) -> Array:
-        """A bool array, True where the next 16 random bits, as an integer, are >= `threshold`.
-
-        16-bit piece number j is bits 16(j mod 4) and up of word j // 4 of `random_words`.
-        """
-        return self.asarray(host().keep_mask(seed, stream, step, shape, threshold))
-
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A faster function with the results of `step(state, batch)`; here, the step itself.
 
@@ -174,6 +160,24 @@ class Backend:
 
     def __repr__(self) -> str:
         return f"<backend {self.spec}>"
+
+
+class HostBackend(Backend):
+    """The backend of host arrays, which makes the random bits for all: not every device has 64-bit integers."""
+
+    def random_words(self, seed: int, stream: int, step: int, count: int) -> Array:
+        """`count` uint64 words of Philox4x64-10 with key (seed, stream) and counter (0, 0, step, 0).
+
+        The order is that of `numpy.random.Philox.random_raw`.
+        """
+        raise NotImplementedError
+
+    def keep_mask(self, seed: int, stream: int, step: int, shape: tuple[int, ...], threshold: int) -> Array:
+        """A bool array, True where the next 16 random bits, as an integer, are >= `threshold`.
+
+        16-bit piece number j is bits 16(j mod 4) and up of word j // 4 of `random_words`.
+        """
+        raise NotImplementedError
 
 
 class _Entry(NamedTuple):
@@ -215,11 +219,6 @@ def _registry() -> dict[str, _Entry]:
         module = point.value.partition(":")[0].partition(".")[0]
         table.setdefault(point.name, _Entry(point.value, module, f"pip install {module}", ()))
     return table
-
-
-def backend_names() -> list[str]:
-    """The names that a spec may begin with: the built-in ones and those that installed packages add."""
-    return list(_registry())
 
 
 @cache
@@ -374,9 +373,9 @@ def use_backend(spec: str | Backend) -> Iterator[Backend]:
         _current.reset(token)
 
 
-def host() -> Backend:
+def host() -> HostBackend:
     """The backend of host arrays: NumPy, which is always installed."""
-    return _bound("numpy", "")
+    return cast(HostBackend, _bound("numpy", ""))
 
 
 def _kind_of_type(kind: type) -> Kind | None:

@@ -36,11 +36,6 @@ def maximum(x: Any, y: Any) -> Any:
     return max(x, y)
 
 
-def pow(x: Any, y: Any) -> Any:
-    """x to the power y."""
-    return x**y
-
-
 def _register() -> None:
     import sys
 

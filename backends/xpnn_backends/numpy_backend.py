@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from xpnn.backend import Backend
+from xpnn.backend import HostBackend
 from xpnn.dispatch import Body
 from xpnn_backends import numpy_bodies, philox
 
 
-class NumpyBackend(Backend):
+class NumpyBackend(HostBackend):
     """NumPy on the CPU. "numpy:readonly" makes arrays that refuse to be written to, for tests."""
 
     name = "numpy"
