@@ -16,7 +16,6 @@ class Spec(NamedTuple):
         loss: "mse" or "cross_entropy".
         optimizer: "sgd" (rate 0.1) or "adam" (rate 0.001).
         batch: samples in a batch.
-        steps: steps in one timed turn.
     """
 
     name: str
@@ -26,20 +25,15 @@ class Spec(NamedTuple):
     loss: str
     optimizer: str
     batch: int
-    steps: int
 
 
 SPECS = {
     spec.name: spec
     for spec in (
-        Spec("xor", "2-3-1 tanh, MSE, SGD, batch 4", (2, 3, 1), "tanh", "mse", "sgd", 4, 3000),
-        Spec(
-            "small", "4-16-3 ReLU, cross-entropy, Adam, batch 32", (4, 16, 3), "relu", "cross_entropy", "adam", 32, 2000
-        ),
-        Spec(
-            "middle", "784-512-512-10, Adam, batch 128", (784, 512, 512, 10), "relu", "cross_entropy", "adam", 128, 60
-        ),
-        Spec("wide", "2048x4, Adam, batch 512", (2048,) * 4, "relu", "cross_entropy", "adam", 512, 4),
+        Spec("xor", "2-3-1 tanh, MSE, SGD, batch 4", (2, 3, 1), "tanh", "mse", "sgd", 4),
+        Spec("small", "4-16-3 ReLU, cross-entropy, Adam, batch 32", (4, 16, 3), "relu", "cross_entropy", "adam", 32),
+        Spec("middle", "784-512-512-10, Adam, batch 128", (784, 512, 512, 10), "relu", "cross_entropy", "adam", 128),
+        Spec("wide", "2048x4, Adam, batch 512", (2048,) * 4, "relu", "cross_entropy", "adam", 512),
     )
 }
 

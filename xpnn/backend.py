@@ -102,6 +102,11 @@ class Backend:
         """A block in which new arrays lie on this backend's device."""
         return contextlib.nullcontext()
 
+    @classmethod
+    def notices(cls) -> list[str]:
+        """What a user should know of the library on this machine: one line each, with what mends it."""
+        return []
+
     def discipline(self) -> contextlib.AbstractContextManager[Any]:
         """A block in which the library refuses what would not run, or would wait, on some device; for tests."""
         return contextlib.nullcontext()
@@ -148,6 +153,13 @@ class Backend:
         The state that it is given is donated: its memory may be used again for the state that it returns.
         """
         return step
+
+    def evaluate(self, function: Callable[..., tuple[Any, Any]], *arrays: Array) -> tuple[Any, Any]:
+        """function(*arrays) -> (value, backward), as a compiled step runs it where the device stands for that; for tests.
+
+        `backward` maps cotangents to gradients; it may be called once.
+        """
+        return function(*arrays)
 
     def synchronize(self) -> None:
         """Wait until all work on the device is done (for timing)."""
@@ -282,7 +294,8 @@ class BackendInfo(NamedTuple):
         version: of the library, "-" where it is not installed.
         reason: None if it is usable here, else why not and what mends it.
         devices: the device parts that a spec may have, with what hides behind them: "0 (NVIDIA H200)".
-        overrides: the names of the ops that have a faster body here.
+        overrides: the names of the ops that have a faster body here which is in use: none where overrides are off.
+        notices: what a user should know of it on this machine, one line each.
     """
 
     name: str
@@ -290,6 +303,7 @@ class BackendInfo(NamedTuple):
     reason: str | None
     devices: tuple[str, ...]
     overrides: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
 
 def describe_backends() -> list[BackendInfo]:
@@ -304,8 +318,9 @@ def describe_backends() -> list[BackendInfo]:
         for device in loaded.devices():
             description = loaded.describe_device(device)
             devices.append(f"{device} ({description})" if description else device)
-        overrides = tuple(sorted(loaded.overrides))
-        table.append(BackendInfo(name, installed_version(name), None, tuple(devices), overrides))
+        overrides = tuple(sorted(loaded.overrides)) if dispatch.overrides_active() else ()
+        notices = tuple(loaded.notices())
+        table.append(BackendInfo(name, installed_version(name), None, tuple(devices), overrides, notices))
     return table
 
 
@@ -399,3 +414,6 @@ def _packages_of_plugin(name: str) -> tuple[str, ...]:
 
 
 dispatch.set_kind_resolver(_kind_of_type)
+
+# What counts only before a library is loaded: with which kernels NumPy's BLAS shall compute.
+importlib.import_module("xpnn_backends.blas").prepare()

@@ -4,6 +4,9 @@ An op is a pure function that returns its value and its vjp (vector-Jacobian pro
 under its name as the *generic body*: array-API code that runs on every backend. A backend may hold a faster body
 under the same name; the generic one stays the contract that it is tested against.
 
+The variable XPNN_OVERRIDES=0 ("off", "false" and "no" mean the same) makes every op run its generic body, for
+debugging. It is read once, when xpnn is imported; any other value, and none, leaves the faster bodies on.
+
 The first argument's type decides the body. A call costs one dict look-up on the types of all its arguments, so that
 arrays of two libraries that meet in it are noticed at no further cost; `namespace(x)` costs a look-up too.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -50,7 +54,7 @@ class Kind(NamedTuple):
 _NOT_ARRAYS = frozenset({type(None), bool, int, float, str, tuple, list, dict})
 _kinds: dict[type, Kind] = {}
 _namespaces: dict[type, Any] = {}
-_overrides_active = True
+_overrides_active = os.environ.get("XPNN_OVERRIDES", "").strip().lower() not in ("0", "off", "false", "no")
 
 OPS: dict[str, Op] = {}
 """Every registered op by name; the test matrix is generated from it."""
@@ -207,6 +211,11 @@ def refresh_bodies() -> None:
     """Forget which body each array type uses, after overrides have changed."""
     for registered in OPS.values():
         registered.bodies.clear()
+
+
+def overrides_active() -> bool:
+    """True if ops run the faster body of a backend where it has one (see XPNN_OVERRIDES and `without_overrides`)."""
+    return _overrides_active
 
 
 @contextlib.contextmanager

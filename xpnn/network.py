@@ -25,11 +25,23 @@ from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit
 from xpnn.training.history import History
 from xpnn.training.move import move_slots
 from xpnn.training.state import TrainingState
-from xpnn.training.step import Batch, State, Step, gather_rows, make_evaluation_step, make_step
+from xpnn.training.step import (
+    Batch,
+    EvaluationState,
+    State,
+    Step,
+    gather_rows,
+    make_evaluation_step,
+    make_prediction_step,
+    make_step,
+)
 from xpnn.training.summary import summary
 from xpnn.training.totals import Totals
 
 Weights = tuple[Layout, Vector, dict[str, Array]]
+
+_STATELESS = EvaluationState({})
+"""What a prediction changes: nothing."""
 
 
 class Network:
@@ -230,11 +242,11 @@ class Network:
         samples = inputs.shape[0]
         size = size or max(samples, 1)
         with self.backend.context():
-            tree = self.layout.tree(self._theta, self._buffers)
+            step = self._compiled_prediction_step()
             pieces = []
             for start in range(0, max(samples, 1), size):
                 rows = inputs[start : min(start + size, samples), ...] if samples > size else inputs
-                pieces.append(self.root.forward(rows, tree, Run())[0])
+                pieces.append(step(_STATELESS, (self._theta, self._buffers, rows))[1])
             output = pieces[0] if len(pieces) == 1 else self.backend.xp.concat(pieces)
             if tuple(output.shape[1:]) != self.output_shape:
                 raise ShapeError(
@@ -432,6 +444,15 @@ class Network:
         step = make_evaluation_step(self.root, self.layout, loss, resolved)
         return self._compile("evaluate", (self.root, loss, tuple(metrics)), step)
 
+    def _compiled_prediction_step(self) -> Step:
+        """The compiled step of `predict`; the layers of a network never change."""
+        known = self._compiled.get("predict")
+        key = (self.backend, self._layout, dispatch.overrides_active())
+        if known is None or known[0] != key:
+            step = make_prediction_step(self.root, self.layout)
+            known = self._compiled["predict"] = (key, self.backend.compile(step))
+        return known[1]
+
     def _compile(self, use: str, settings: tuple[Any, ...], step: Step) -> Step:
         """The compiled step; one from before, if everything that it was compiled from is the same."""
         try:
@@ -440,7 +461,7 @@ class Network:
             # A setting without a description (a function, an array) may have changed unseen.
             return self.backend.compile(step)
         # A class that was defined anew under its old name, as in a notebook, has the same description.
-        key = (self.backend, self.layout, dispatch._overrides_active, described, tuple(_classes(settings)))
+        key = (self.backend, self.layout, dispatch.overrides_active(), described, tuple(_classes(settings)))
         known = self._compiled.get(use)
         if known is None or known[0] != key:
             known = self._compiled[use] = (key, self.backend.compile(step))

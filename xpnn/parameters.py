@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from xpnn.backend import Backend, host
-from xpnn.dispatch import Array, namespace
+from xpnn.dispatch import Array, device, namespace
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import Draw
 from xpnn.layers.layer import Layer, Parameter, Tree
@@ -158,12 +158,15 @@ class Layout:
             return key
         if len(set(key)) < 2:
             return key[:1]
-        if key not in self._constants:
+        found = self._constants.get(key)
+        if found is None:
             parts = self.split(like)
             xp = namespace(like[0])
             filled = {name: xp.full_like(part, values.get(name, 0.0)) for name, part in parts.items()}
-            self._constants[key] = self.join(filled)
-        return self._constants[key]
+            found = self.join(filled)
+            if device(like[0]) is not None:  # what a step that is being compiled makes, belongs to that step
+                self._constants[key] = found
+        return found
 
     def zeros(self, like: Vector) -> Vector:
         """A vector of zeros."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnn.config import Configurable, check_integer, check_number
-from xpnn.dispatch import Array, device, namespace
+from xpnn.dispatch import Array, backend_of, device, namespace
 from xpnn.errors import ConfigError
 
 __all__ = [
@@ -38,8 +38,8 @@ _LARGEST_STEP = 2**31
 
 
 def real_step(step: Any, dtype: Any = None) -> Any:
-    """A step counter with which one can compute: an int stays, an array becomes floats (of `dtype`, if it is given)."""
-    if isinstance(step, (int, float)):
+    """A step counter with which one can compute: a number stays, an array becomes floats (of `dtype`, if it is given)."""
+    if isinstance(step, (int, float)) or backend_of(step) is None:
         return step
     xp = namespace(step)
     step = xp.asarray(step)

@@ -7,13 +7,17 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from xpnn import dispatch
 from xpnn.backend import describe_backends
 
 _HEADER = ("backend", "version", "usable", "devices, or why not")
 
 
 def backends_table() -> str:
-    """Every known backend: version, whether usable, devices or why not; then the ops with code of their own."""
+    """Every known backend: version, whether usable, devices or why not; then the ops with code of their own; notices.
+
+    Listed are the ops whose own code is in use. A notice says what is not as it should be on this machine.
+    """
     found = describe_backends()
     lines = [
         (
@@ -24,11 +28,13 @@ def backends_table() -> str:
         )
         for each in found
     ]
-    overrides = [(each.name, ", ".join(each.overrides) or "none") for each in found if each.reason is None]
+    none = "none" if dispatch.overrides_active() else "none: switched off by the variable XPNN_OVERRIDES"
+    overrides = [(each.name, ", ".join(each.overrides) or none) for each in found if each.reason is None]
     # A terminal would break long lines anywhere; a file or a pipe gets each as one line.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     own_code = aligned(("backend", "ops with code of their own"), overrides, width)
-    return f"{aligned(_HEADER, lines, width)}\n\n{own_code}"
+    notices = [f"{each.name}: {notice}" for each in found for notice in each.notices]
+    return "\n\n".join([aligned(_HEADER, lines, width), own_code, *(["\n".join(notices)] if notices else [])])
 
 
 def aligned(header: Sequence[str], lines: Sequence[Sequence[str]], width: int | None = None) -> str:

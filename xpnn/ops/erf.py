@@ -14,7 +14,7 @@ _FARTHEST = 40.0
 # the Chebyshev series in t, computed with 50 digits, cut where the rest is below 5e-17 (float64) or 4e-9 (float32)
 # and expanded in powers of t. The idea is that of Shepherd and Laframboise, Mathematics of Computation 36 (1981).
 # The coefficients' absolute values add up to 1.8, so that Horner's rule loses nothing.
-_TAIL_FLOAT64 = (
+TAIL_FLOAT64 = (
     1.2329951186255526,
     -0.1396211168405623,
     0.015379652102610473,
@@ -40,7 +40,7 @@ _TAIL_FLOAT64 = (
     1.5738283774192037e-09,
     9.311744978232572e-10,
 )
-_TAIL_FLOAT32 = (
+TAIL_FLOAT32 = (
     1.232995117439782,
     -0.13962108647903831,
     0.015379768723304961,
@@ -142,7 +142,7 @@ def _exp_of_minus_square(xp: Any, a: Array, factor: float) -> Array:
 
 def _scaled_erfc(xp: Any, a: Array) -> Array:
     """exp(a^2) erfc(a) for a >= 0."""
-    coefficients = _TAIL_FLOAT32 if a.dtype == xp.float32 else _TAIL_FLOAT64
+    coefficients = TAIL_FLOAT32 if a.dtype == xp.float32 else TAIL_FLOAT64
     t = 1.0 - 8.0 / (a + 4.0)
     return _polynomial(coefficients, t) / (1.0 + 2.0 * a)
 

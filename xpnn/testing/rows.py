@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xpnn.backend import Backend, get_backend, installed_version, why_not
+from xpnn.errors import BackendError
 
 
 class Row(NamedTuple):
@@ -25,7 +26,14 @@ class Row(NamedTuple):
     @property
     def reason(self) -> str | None:
         """None if the row can run here, else why not."""
-        return why_not(self.spec.partition(":")[0])
+        name, _, device = self.spec.partition(":")
+        reason = why_not(name)
+        if reason is None and device:
+            try:
+                get_backend(self.spec)
+            except BackendError as error:
+                reason = str(error)
+        return reason
 
     @property
     def version(self) -> str:
@@ -43,6 +51,8 @@ class Row(NamedTuple):
 ROWS = (
     Row("numpy", "numpy", "the reference: NumPy on the CPU"),
     Row("numpy-readonly", "numpy:readonly", "no op writes into its arguments"),
+    Row("numpy-compiled", "numpy:compiled", "a recorded step gives what the step gives"),
+    Row("numpy-fast", "numpy:fast", "native kernels give what NumPy gives"),
     Row("cupy", "cupy", "NVIDIA GPUs"),
     Row("strict", "strict:device1", "only the standard is called, every array is made on its input's device"),
     Row("strict-no64", "strict:no_float64", "no float64 appears in a float32 network", ("float32",)),

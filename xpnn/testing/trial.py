@@ -89,7 +89,11 @@ def evaluate(trial: Trial, backend: Backend, dtype: str) -> LayerOutcome:
     inputs = (*theta, x, cotangent)
     before = [backend.to_host(array).copy() for array in inputs]
     with backend.context(), backend.discipline():
-        y, backward = layer.forward(x, layout.tree(theta, buffers), _run(trial))
+
+        def call(x: Array, *theta: Array) -> Any:
+            return layer.forward(x, layout.tree(theta, buffers), _run(trial))
+
+        y, backward = backend.evaluate(call, x, *theta)
         check_array(f"{layer!r}: the output", y, backend, cotangent)
         dx, tree = backward(cotangent)
         gradients = _gather(trial, layout, tree)

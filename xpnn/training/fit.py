@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 EVALUATION_BATCH = 1024
 """How many samples `evaluate` and `predict` take at once."""
 
+_TOGETHER_SECONDS = 0.02
+"""How long steps that are taken together may take."""
+
 
 def fit(
     network: Network,
@@ -289,7 +292,11 @@ class _Trainer:
         step, ticks, hooked = self.step, progress.ticks, bool(before or after)
         self.state = self.state._replace(totals=self.totals.zero())
         with self.backend.context():
-            for number, batch in enumerate(self._batches()):
+            rows = self._rows()
+            done = 0 if hooked else self._run_many(rows, interrupt, progress)
+            for number, batch in enumerate(self._batches(rows, done), done):
+                if interrupt.wanted:
+                    return False
                 if before:
                     for hook in before:
                         hook(number)
@@ -312,23 +319,53 @@ class _Trainer:
                     return (number + 1) * self.size >= self.data.samples
         return True
 
-    def _batches(self) -> Iterator[tuple[Array, Array, Array | None, Array | None]]:
-        """(inputs, target, weight, rows) for each step of this epoch; rows None means all of them as they are."""
+    def _rows(self) -> Array | None:
+        """The numbers of this epoch's samples in their order; None if the samples are taken as they come."""
+        if self.size == self.data.samples or not self.shuffle:
+            return None
+        order = random.permutation(self.network.seed, random.stream(random.SHUFFLE), self.epoch, self.data.samples)
+        # Where arrays have no views, a slice is an operation of its own: the order then stays on the host, and its
+        # pieces travel with the call of the step.
+        return order if self.backend.blocked else self.backend.asarray(order, "int64")
+
+    def _run_many(self, rows: Array | None, interrupt: Interrupt, progress: Any) -> int:
+        """Several steps at a time, where the compiled step can do that; returns how many were taken."""
+        many = getattr(self.step, "many", None)
+        whole = self.data.samples // self.size
+        if many is None or rows is None:
+            return 0
+        done, together = 0, 1
+        while done < whole and not interrupt.wanted:
+            count = min(together, whole - done)
+            began = time.perf_counter()
+            interrupt.stepping = True
+            taken = rows[done * self.size : (done + count) * self.size]
+            self.state = many(self.state, tuple(self.data), taken, self.size)
+            self.step_count += count
+            interrupt.stepping = False
+            if interrupt.deferred is not None:
+                interrupt.deliver()
+            done += count
+            if progress.ticks:
+                progress.batch_done(self.epoch + 1, min(done * self.size, self.data.samples))
+            # Nobody who presses Ctrl-C or watches the bar shall wait.
+            if time.perf_counter() - began < _TOGETHER_SECONDS / 2:
+                together *= 2
+        return done
+
+    def _batches(self, rows: Array | None, done: int) -> Iterator[tuple[Array, Array, Array | None, Array | None]]:
+        """(inputs, target, weight, rows) for each step of this epoch but the first `done`; rows None means all."""
         inputs, target, weight = self.data
-        samples, size, backend = self.data.samples, self.size, self.backend
+        samples, size = self.data.samples, self.size
         if size == samples:
             yield inputs, target, weight, None
             return
-        if not self.shuffle:
-            for start in range(0, samples, size):
-                yield (*_slice(self.data, start, min(start + size, samples)), None)
-            return
-        order = random.permutation(self.network.seed, random.stream(random.SHUFFLE), self.epoch, samples)
-        # Where arrays have no views, a slice is an operation of its own: the order then stays on the host, and its
-        # pieces travel with the call of the step.
-        rows = order if backend.blocked else backend.asarray(order, "int64")
-        for start in range(0, samples, size):
-            yield inputs, target, weight, rows[start : min(start + size, samples)]
+        for start in range(done * size, samples, size):
+            stop = min(start + size, samples)
+            if rows is None:
+                yield (*_slice(self.data, start, stop), None)
+            else:
+                yield inputs, target, weight, rows[start:stop]
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Read the totals, validate, and make the state public."""

@@ -107,6 +107,17 @@ def make_evaluation_step(root: Layer, layout: Layout, loss: Loss, metrics: Seque
     return step
 
 
+def make_prediction_step(root: Layer, layout: Layout) -> Step:
+    """step(EvaluationState without totals, (theta, buffers, inputs)) -> (that state, outputs), without dropout."""
+
+    def step(state: EvaluationState, given: tuple[Vector, Mapping[str, Array], Array]) -> tuple[Any, Array]:
+        theta, buffers, x = given
+        prediction, _ = root.forward(x, layout.tree(theta, buffers), Run())
+        return state, prediction
+
+    return step
+
+
 def gather_rows(step: Step) -> Step:
     """The same step for a batch that is given as whole arrays and the numbers of its rows (None: all of them).
 

@@ -1,0 +1,291 @@
+"""A training step that is recorded once for each set of shapes, and then runs as a program."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xpnn_backends.program import KEEP, Program
+from xpnn_backends.recording import COPY, RecordedArray, Recorder, RecordingError
+
+_LOG = logging.getLogger("xpnn")
+_MOST_PROGRAMS = 16
+"""Sets of shapes for which one step keeps a program; each holds memory for what the step computes."""
+
+
+class CompiledStep:
+    """step(state, batch) -> (new state, value), by programs.
+
+    The step must be as `Backend.compile` wants it: a pure function of trees (tuples and dicts) of arrays, in which the
+    new state has the shapes of the old one. The arrays of the state are overwritten. Where a step cannot be recorded,
+    it runs as it is; `why_not` says why.
+    """
+
+    def __init__(self, step: Callable[..., Any], native: bool) -> None:
+        self._step = step
+        self._native = native
+        self._programs: dict[Any, _RecordedStep | None] = {}
+        self._last: _RecordedStep | None = None
+        self._lock = threading.Lock()
+        self.why_not: str | None = None
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """(new state, value)."""
+        with self._lock:
+            recorded = self._last
+            # The usual case, a step after a step, is looked for first: all arrays but the batch's are in place.
+            if recorded is None or state is not recorded.returned or not recorded.take(batch):
+                recorded = self._last = self._find(state, batch)
+            if recorded is not None:
+                return recorded.run(state)
+        new: tuple[Any, Any] = self._step(state, batch)
+        return new
+
+    def many(self, state: Any, data: tuple[Any, ...], rows: Any, size: int) -> Any:
+        """The state after one step for each `size` of the rows, on the batches (*data, those rows).
+
+        The same as a loop over calls, with less of Python in it.
+        """
+        times = rows.shape[0] // size
+        done = 0
+        while done < times:
+            state, _ = self(state, (*data, rows[done * size : (done + 1) * size]))
+            done += 1
+            with self._lock:
+                recorded = self._last
+                if recorded is not None and done < times and recorded.repeats:
+                    state = recorded.run_many(state, (*data, rows[done * size :]), size, times - done)
+                    done = times
+        return state
+
+    def _find(self, state: Any, batch: Any) -> _RecordedStep | None:
+        """The program for these shapes, with these arrays; None if there is none."""
+        key = _signature(state, batch)
+        if key is None:
+            self._say("an array is not in C order")
+            return None
+        if key not in self._programs:
+            if len(self._programs) >= _MOST_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[key] = self._record(state, batch)
+        recorded = self._programs[key]
+        if recorded is not None:
+            recorded.bind(state, batch)
+        return recorded
+
+    def _record(self, state: Any, batch: Any) -> _RecordedStep | None:
+        try:
+            return _RecordedStep(self._step, state, batch, self._native)
+        except Exception as error:
+            # Whatever is wrong, the step itself says it best: it runs as it is.
+            self._say(f"{type(error).__name__}: {error}")
+            return None
+
+    def _say(self, reason: str) -> None:
+        self.why_not = reason
+        _LOG.info("a step runs call by call, because it cannot be recorded: %s", reason)
+
+
+class _RecordedStep:
+    """A step for one set of shapes: its program, and what it returns."""
+
+    def __init__(self, step: Callable[..., Any], state: Any, batch: Any, native: bool) -> None:
+        recorder = Recorder()
+        arrays: list[Any] = []
+
+        def stand_in(value: Any) -> Any:
+            if isinstance(value, np.generic):
+                raise RecordingError("the state or the batch holds a NumPy scalar; give an array without axes")
+            if isinstance(value, np.ndarray):
+                arrays.append(value)
+                return recorder.input(value)
+            return value
+
+        old_state = _map(stand_in, state)
+        self._step_field = _step_field(state)
+        if self._step_field is not None:
+            old_state = old_state._replace(step=recorder.step)
+        self._state_arrays = len(arrays)
+        stand_ins = tuple(_map(stand_in, part) for part in batch)
+        new_state, value = step(old_state, stand_ins)
+        if not isinstance(value, RecordedArray):
+            raise RecordingError("the step gives no array")
+        value = recorder.contiguous(value)
+        _write_back(recorder, old_state, new_state)
+        recorder.call(KEEP, value)
+        self._program = Program(recorder, arrays, native)
+        self._value = self._program.array(value)
+        self.returned: Any = None
+        self._batch: tuple[Any, ...] = batch
+        # Of each part of the batch that is an array: which input it is.
+        position = self._state_arrays
+        self._inputs: list[int | None] = []
+        for part in batch:
+            self._inputs.append(position if isinstance(part, np.ndarray) else None)
+            position += len(_arrays(part))
+
+    def bind(self, state: Any, batch: Any) -> None:
+        """From now on, the program works on these arrays."""
+        for number, array in enumerate(_arrays((state, batch))):
+            self._program.bind(number, array)
+        self._batch = batch
+
+    def take(self, batch: Any) -> bool:
+        """Bind the arrays of a batch; False, and nothing certain, if it is not made as the one before."""
+        before = self._batch
+        if batch is before:
+            return True
+        if len(batch) != len(before):
+            return False
+        for new, old, number in zip(batch, before, self._inputs, strict=True):
+            if new is old:
+                continue
+            if number is None or type(new) is not np.ndarray or new.shape != old.shape or new.dtype is not old.dtype:
+                return False
+            if not new.flags.c_contiguous:
+                return False
+            self._program.bind(number, new)
+        self._batch = batch
+        return True
+
+    def run(self, state: Any) -> tuple[Any, Any]:
+        """(new state, value) for the arrays that are bound, which are those of `state`."""
+        field = self._step_field
+        if field is None:
+            self._program.run(0)
+        else:
+            count = state[field]
+            self._program.run(count)
+            state = type(state)(*state[:field], count + 1, *state[field + 1 :])
+        self.returned = state
+        value = self._value
+        return state, value.copy() if value.ndim else value[()]
+
+
+    @property
+    def repeats(self) -> bool:
+        """True if `run_many` can be used."""
+        return self._program.is_one_list and self._step_field is not None and self._inputs[-1] is not None
+
+    def run_many(self, state: Any, batch: tuple[Any, ...], size: int, times: int) -> Any:
+        """The state after so many steps; each takes the next `size` items of the last part of the batch."""
+        field, number = self._step_field, self._inputs[-1]
+        assert field is not None
+        assert number is not None
+        rows = batch[-1]
+        self._program.bind(number, rows[:size])
+        self._program.run_many(state[field], times, number, size * rows.itemsize)
+        last = rows[(times - 1) * size : times * size]
+        self._program.bind(number, last)
+        self._batch = (*batch[:-1], last)
+        self.returned = type(state)(*state[:field], state[field] + times, *state[field + 1 :])
+        return self.returned
+
+
+def evaluate_recorded(
+    function: Callable[..., tuple[Any, Any]], arrays: tuple[Any, ...], native: bool
+) -> tuple[Any, Any]:
+    """function(*arrays) -> (value, backward), each run as a program of its own.
+
+    Raises RecordingError if the function cannot be recorded.
+    """
+    value = _run_recorded(lambda *given: function(*given)[0], arrays, native)
+
+    def backward(cotangents: Any) -> Any:
+        flat = tuple(cotangents) if isinstance(cotangents, tuple) else (cotangents,)
+
+        def both(*given: Any) -> Any:
+            _, inner = function(*given[: len(arrays)])
+            rest = given[len(arrays) :]
+            return inner(tuple(rest) if isinstance(cotangents, tuple) else rest[0])
+
+        return _run_recorded(both, (*arrays, *flat), native)
+
+    return value, backward
+
+
+def _run_recorded(function: Callable[..., Any], arrays: tuple[Any, ...], native: bool) -> Any:
+    recorder = Recorder()
+    ordered = [x if x.flags.c_contiguous else x.copy(order="C") for x in map(np.asarray, arrays)]
+    result = function(*map(recorder.input, ordered))
+
+    def keep(leaf: Any) -> Any:
+        if isinstance(leaf, RecordedArray):
+            leaf = recorder.contiguous(leaf)
+            recorder.call(KEEP, leaf)
+        return leaf
+
+    result = _map(keep, result)
+    program = Program(recorder, ordered, native)
+    program.run(0)
+    return _map(lambda leaf: program.array(leaf).copy() if isinstance(leaf, RecordedArray) else leaf, result)
+
+
+def _write_back(recorder: Recorder, old: Any, new: Any) -> None:
+    """Copy what the step has computed into the arrays of the state that it was given."""
+    before, after = _leaves(old), _leaves(new)
+    if len(before) != len(after):
+        raise RecordingError("the new state has other parts than the old one")
+    copies = []
+    for mine, theirs in zip(before, after, strict=True):
+        if not isinstance(mine, RecordedArray):
+            continue
+        if not isinstance(theirs, RecordedArray) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
+            raise RecordingError("an array of the new state has another shape or dtype than before")
+        if theirs.memory is mine.memory:
+            if not theirs.is_whole:
+                raise RecordingError("an array of the new state is a piece of the old one")
+            continue
+        if theirs.memory.role == "input":
+            # It may be overwritten before its turn comes.
+            copy = recorder.empty(theirs.shape, theirs.dtype)
+            recorder.call(COPY, theirs, copy)
+            theirs = copy
+        copies.append((theirs, mine))
+    for theirs, mine in copies:
+        recorder.call(COPY, theirs, mine)
+
+
+def _step_field(state: Any) -> int | None:
+    """Which field of a state counts the steps; None if none does."""
+    fields = getattr(state, "_fields", ())
+    return fields.index("step") if "step" in fields else None
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tree of tuples and dicts, with `function` of each leaf."""
+    if isinstance(tree, tuple):
+        parts = [_map(function, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(tree, dict):
+        return {key: _map(function, part) for key, part in tree.items()}
+    return function(tree)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    leaves: list[Any] = []
+    _map(leaves.append, tree)
+    return leaves
+
+
+def _arrays(tree: Any) -> list[Any]:
+    return [leaf for leaf in _leaves(tree) if isinstance(leaf, np.ndarray)]
+
+
+def _signature(state: Any, batch: Any) -> Any:
+    """What two calls must have in common to run the same program; None if they can run none."""
+    if _step_field(state) is not None:
+        state = state._replace(step=0)
+    parts: list[Any] = []
+    for leaf in _leaves((state, batch)):
+        if not isinstance(leaf, np.ndarray):
+            parts.append(leaf)
+        elif leaf.flags.c_contiguous:
+            parts.append((leaf.shape, leaf.dtype.str))
+        else:
+            return None
+    return tuple(parts)

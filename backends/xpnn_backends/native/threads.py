@@ -1,0 +1,190 @@
+"""A pool of threads that run one list of kernel calls together, each its part of every call.
+
+OpenBLAS splits one product at a time among threads of its own; here all threads walk through the whole list, and a
+product, an activation or an optimizer's update is split in the same way. Between calls that depend on each other they
+wait for each other in a loop, which takes less than a microsecond; a thread that has waited in vain for some time goes
+to sleep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from xpnn_backends.native.intrinsics import (
+    atomic_add,
+    atomic_load,
+    atomic_replace,
+    atomic_swap,
+    call_integer,
+    call_kernel,
+    call_with_integer,
+    load_word,
+)
+from xpnn_backends.native.registry import native
+
+CALL_WORDS = 3
+"""Words of a call: the kernel's address, the address of its operands, and flags."""
+SPLIT = 1
+"""Flag: every thread does its part of this call; without it, the first thread does all."""
+WAIT = 2
+"""Flag: all threads wait for each other after this call."""
+
+# What the threads share, each on a cache line of its own (64 bytes).
+_ARRIVED, _PHASE, _ORDER, _CODE, _COUNT, _PARTS, _WANTED, _ASLEEP = range(0, 512, 64)
+_SPINS = 3000
+"""Looks at a shared word before a thread lets others have its core between two looks."""
+_PATIENCE = 600
+"""Such looks before a thread without work goes to sleep: about a third of a millisecond in all."""
+
+
+@native(types.void(types.int64, types.int64))
+def run_alone(code, count):  # type: ignore[no-untyped-def]
+    """Run a list of `count` calls, in one thread."""
+    for index in range(0, CALL_WORDS * count, CALL_WORDS):
+        call_kernel(load_word(code, index), load_word(code, index + 1), 0, 1)
+
+
+@native(types.void(*[types.int64] * 9))
+def run_repeatedly(  # type: ignore[no-untyped-def]
+    code, count, times, moving, moving_count, stride, table, numbers, numbers_count
+):
+    """Run a list of `count` calls `times` times, in one thread.
+
+    Before each time, the words at the `moving_count` addresses in `moving` have grown by `stride` (first by 0), and
+    the next `numbers_count` words of `table` are copied to `numbers`.
+    """
+    for time in range(times):
+        if time:
+            for index in range(moving_count):
+                address = load_word(moving, index)
+                atomic_swap(address, load_word(address, 0) + stride)
+        for index in range(numbers_count):
+            atomic_swap(numbers + 8 * index, load_word(table, time * numbers_count + index))
+        for index in range(0, CALL_WORDS * count, CALL_WORDS):
+            call_kernel(load_word(code, index), load_word(code, index + 1), 0, 1)
+
+
+@native(
+    types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), nogil=True
+)
+def _walk(code, count, part, parts, shared, give_way):  # type: ignore[no-untyped-def]
+    """Thread number `part` of `parts` walks through the list."""
+    for index in range(0, CALL_WORDS * count, CALL_WORDS):
+        flags = load_word(code, index + 2)
+        if flags & SPLIT:
+            call_kernel(load_word(code, index), load_word(code, index + 1), part, parts)
+        elif part == 0:
+            call_kernel(load_word(code, index), load_word(code, index + 1), 0, 1)
+        if flags & WAIT:
+            phase = atomic_load(shared + _PHASE)
+            if atomic_add(shared + _ARRIVED, 1) == parts - 1:
+                atomic_swap(shared + _ARRIVED, 0)
+                atomic_add(shared + _PHASE, 1)
+            else:
+                spins = 0
+                while atomic_load(shared + _PHASE) == phase:
+                    spins += 1
+                    if spins > _SPINS:
+                        call_integer(give_way)
+
+
+@native(types.int64(types.int64, types.int64, types.int64, types.int64), nogil=True)
+def _serve(shared, part, seen, give_way):  # type: ignore[no-untyped-def]
+    """Take part in every list that comes, until none has come for some time. Returns the number of the last one."""
+    idle = 0
+    while True:
+        order = atomic_load(shared + _ORDER)
+        if order != seen:
+            seen = order
+            idle = 0
+            code, count = atomic_load(shared + _CODE), atomic_load(shared + _COUNT)
+            _walk(code, count, part, atomic_load(shared + _PARTS), shared, give_way)
+            continue
+        idle += 1
+        if idle > _SPINS:
+            call_integer(give_way)
+        if idle > _SPINS + _PATIENCE:
+            # Either this thread sees here that it is wanted, or `_claim` counts it among the sleepers.
+            atomic_add(shared + _ASLEEP, 1)
+            if atomic_load(shared + _WANTED) == 0:
+                return seen
+            sleepers = atomic_load(shared + _ASLEEP)
+            while sleepers > 0:
+                found = atomic_replace(shared + _ASLEEP, sleepers, sleepers - 1)
+                if found == sleepers:
+                    break
+                sleepers = found
+            if sleepers == 0:
+                return seen  # it was counted, and will be woken
+            idle = 0
+
+
+@native(types.int64(types.int64))
+def _claim(shared):  # type: ignore[no-untyped-def]
+    """Announce that a list comes; returns how many sleeping threads are to be woken for it."""
+    atomic_swap(shared + _WANTED, 1)
+    return atomic_swap(shared + _ASLEEP, 0)
+
+
+@native(
+    types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), nogil=True
+)
+def _lead(code, count, parts, shared, give_way, set_blas_threads):  # type: ignore[no-untyped-def]
+    """Hand the list out, and take part in it; the last call waits for all threads."""
+    if set_blas_threads:
+        call_with_integer(set_blas_threads, types.int32(1))
+    atomic_swap(shared + _CODE, code)
+    atomic_swap(shared + _COUNT, count)
+    atomic_swap(shared + _PARTS, parts)
+    atomic_add(shared + _ORDER, 1)
+    _walk(code, count, 0, parts, shared, give_way)
+    atomic_swap(shared + _WANTED, 0)
+    if set_blas_threads:
+        call_with_integer(set_blas_threads, types.int32(parts))
+
+
+class Threads:
+    """The threads of this process that run lists together.
+
+    Args:
+        parts: how many there are, with the one that hands the lists out; at least 2.
+        set_blas_threads: the address of OpenBLAS's function of that name, or 0. While a list runs, each thread makes
+            its products alone.
+    """
+
+    def __init__(self, parts: int, set_blas_threads: int) -> None:
+        self.parts = parts
+        self._set_blas_threads = set_blas_threads
+        self._block = np.zeros(1024, np.uint8)
+        address = self._block.ctypes.data
+        self._shared = address + -address % 64
+        self._give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+        self._wake = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        for part in range(1, parts):
+            threading.Thread(target=self._work, args=(part,), name=f"xpnn-{part}", daemon=True).start()
+
+    def run(self, code: int, count: int) -> None:
+        """Run a list of calls; the last one, and every one that others depend on, has the flag WAIT."""
+        with self._lock:
+            sleepers = _claim(self._shared)
+            if sleepers:
+                self._wake.release(sleepers)
+            _lead(code, count, self.parts, self._shared, self._give_way, self._set_blas_threads)
+
+    def _work(self, part: int) -> None:
+        seen = 0
+        while True:
+            seen = _serve(self._shared, part, seen, self._give_way)
+            self._wake.acquire()
+
+
+def core_count() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
