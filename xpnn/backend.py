@@ -138,6 +138,14 @@ class Backend:
         """x as a host array (of NumPy)."""
         raise NotImplementedError
 
+    def is_ready(self, x: object, dtype: str) -> bool:
+        """True if x surely is an array of this library, on this device and of this dtype; False says nothing."""
+        return False
+
+    def total(self, x: Array) -> float:
+        """The sum of all numbers in x, on the host; infinite or NaN if one of them is, and without a warning."""
+        return float(self.to_host(self.xp.sum(x)))
+
     def owns(self, x: object) -> bool:
         """True if x is an array of this library."""
         return dispatch.backend_of(x) == self.name

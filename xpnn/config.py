@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 from xpnn.errors import ConfigError
@@ -32,7 +33,7 @@ class Configurable:
         """The positional and keyword arguments that build an equal object."""
         positional: list[Any] = []
         keyword: dict[str, Any] = {}
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+        for name, parameter in _constructor(type(self)).items():
             if name == "self":
                 continue
             try:
@@ -59,7 +60,7 @@ class Configurable:
 
     def __repr__(self) -> str:
         positional, keyword = self.arguments()
-        defaults = inspect.signature(type(self).__init__).parameters
+        defaults = _constructor(type(self))
         shown = [repr(value) for value in positional]
         shown += [
             f"{name}={value!r}"
@@ -67,6 +68,12 @@ class Configurable:
             if name not in defaults or (defaults[name].default is not value and defaults[name].default != value)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@cache
+def _constructor(cls: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class's constructor by name."""
+    return inspect.signature(cls.__init__).parameters
 
 
 def class_name(cls: type[Configurable]) -> str:

@@ -64,7 +64,11 @@ class CompiledStep:
 
     def _find(self, state: Any, batch: Any) -> _RecordedStep | None:
         """The program for these shapes, with these arrays; None if there is none."""
-        key = _signature(state, batch)
+        field = _step_field(state)
+        leaves = _leaves(state)
+        counter = None if field is None else len(_leaves(state[:field]))
+        leaves += _leaves(batch)
+        key = _signature(leaves, counter)
         if key is None:
             self._say("an array is not in C order")
             return None
@@ -74,7 +78,7 @@ class CompiledStep:
             self._programs[key] = self._record(state, batch)
         recorded = self._programs[key]
         if recorded is not None:
-            recorded.bind(state, batch)
+            recorded.bind(leaves, batch)
         return recorded
 
     def _record(self, state: Any, batch: Any) -> _RecordedStep | None:
@@ -125,13 +129,19 @@ class _RecordedStep:
         position = self._state_arrays
         self._inputs: list[int | None] = []
         for part in batch:
-            self._inputs.append(position if isinstance(part, np.ndarray) else None)
-            position += len(_arrays(part))
+            array = isinstance(part, np.ndarray)
+            self._inputs.append(position if array else None)
+            position += sum(isinstance(leaf, np.ndarray) for leaf in _leaves((part,)))
 
-    def bind(self, state: Any, batch: Any) -> None:
-        """From now on, the program works on these arrays."""
-        for number, array in enumerate(_arrays((state, batch))):
-            self._program.bind(number, array)
+    def bind(self, leaves: list[Any], batch: Any) -> None:
+        """From now on, the program works on the arrays among these leaves of a state and a batch."""
+        program = self._program
+        number = 0
+        for leaf in leaves:
+            if isinstance(leaf, np.ndarray):
+                if not program.is_bound(number, leaf):
+                    program.bind(number, leaf)
+                number += 1
         self._batch = batch
 
     def take(self, batch: Any) -> bool:
@@ -164,7 +174,6 @@ class _RecordedStep:
         self.returned = state
         value = self._value
         return state, value.copy() if value.ndim else value[()]
-
 
     @property
     def repeats(self) -> bool:
@@ -266,26 +275,31 @@ def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     return function(tree)
 
 
-def _leaves(tree: Any) -> list[Any]:
-    leaves: list[Any] = []
-    _map(leaves.append, tree)
-    return leaves
+def _leaves(tree: Any, found: list[Any] | None = None) -> list[Any]:
+    """All leaves of a tree, in order."""
+    if found is None:
+        found = []
+    for part in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(part, (tuple, dict)):
+            _leaves(part, found)
+        else:
+            found.append(part)
+    return found
 
 
-def _arrays(tree: Any) -> list[Any]:
-    return [leaf for leaf in _leaves(tree) if isinstance(leaf, np.ndarray)]
+def _signature(leaves: list[Any], counter: int | None) -> Any:
+    """What two calls must have in common to run the same program; None if they can run none.
 
-
-def _signature(state: Any, batch: Any) -> Any:
-    """What two calls must have in common to run the same program; None if they can run none."""
-    if _step_field(state) is not None:
-        state = state._replace(step=0)
+    `counter` is the position of the number of the step, which may differ.
+    """
     parts: list[Any] = []
-    for leaf in _leaves((state, batch)):
+    for leaf in leaves:
         if not isinstance(leaf, np.ndarray):
             parts.append(leaf)
         elif leaf.flags.c_contiguous:
-            parts.append((leaf.shape, leaf.dtype.str))
+            parts.append((leaf.shape, leaf.dtype))
         else:
             return None
+    if counter is not None:
+        parts[counter] = None
     return tuple(parts)

@@ -98,6 +98,13 @@ class NumpyBackend(HostBackend):
             return function(*arrays)
         return evaluate_recorded(function, arrays, self.native)
 
+    def is_ready(self, x: object, dtype: str) -> bool:
+        return type(x) is np.ndarray and x.dtype == dtype and self.device_name != "readonly"
+
+    def total(self, x: Any) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(np.add.reduce(x, None))
+
     def random_words(self, seed: int, stream: int, step: int, count: int) -> Any:
         return philox.random_words(seed, stream, step, count)
 

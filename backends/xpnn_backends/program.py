@@ -9,6 +9,7 @@ import numpy as np
 
 from xpnn_backends.recording import Instruction, Kernel, Memory, RecordedArray, RecordedNumber, Recorder
 
+
 def _nothing(*_: Any) -> None:
     """Does nothing."""
 
@@ -32,14 +33,7 @@ class Program:
     def __init__(self, recorder: Recorder, inputs: Sequence[Any], native: bool) -> None:
         self._numbers = recorder.numbers
         self._values: list[Any] = [0] * len(recorder.numbers)
-        self._formulas = [
-            (
-                number.index,
-                number.function,
-                tuple(_Index(o.index) if isinstance(o, RecordedNumber) else o for o in number.operands),
-            )
-            for number in recorder.numbers[1:]
-        ]
+        self._formulas = _formulas(recorder.numbers)
         self._inputs = list(inputs)
         instructions = _needed(recorder.instructions)
         self._scratch = _plan(instructions)
@@ -146,15 +140,32 @@ class Program:
 
     def _evaluate(self, step: int) -> list[Any]:
         """All recorded numbers."""
-        values = self._values
-        values[0] = step
-        for index, function, operands in self._formulas:
-            values[index] = function(*[values[o] if isinstance(o, _Index) else o for o in operands])
-        return values
+        self._values[0] = step
+        self._formulas(self._values)
+        return self._values
 
 
-class _Index(int):
-    """The position of a number among the operands of another; a plain int is a constant."""
+def _formulas(numbers: Sequence[RecordedNumber]) -> Callable[[list[Any]], None]:
+    """A function that computes all recorded numbers but the first, which is given, in a list of them."""
+    if len(numbers) < 2:
+        return _nothing
+    known: dict[str, Any] = {}
+    lines = ["def compute(values):"]
+    for number in numbers[1:]:
+        known[f"function{number.index}"] = number.function
+        operands = []
+        for position, operand in enumerate(number.operands):
+            if isinstance(operand, RecordedNumber):
+                operands.append(f"values[{operand.index}]")
+            else:
+                name = f"constant{number.index}_{position}"
+                known[name] = operand
+                operands.append(name)
+        lines.append(f"    values[{number.index}] = function{number.index}({', '.join(operands)})")
+    # One function instead of a loop over all of them: an optimizer's numbers cost as much as a small network's step.
+    exec("\n".join(lines), known)
+    compute: Callable[[list[Any]], None] = known["compute"]
+    return compute
 
 
 def _view_maker(recorded: RecordedArray) -> Callable[[Any], Any]:

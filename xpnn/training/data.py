@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from xpnn import dispatch, random
@@ -82,7 +83,7 @@ def numbers_on_host(name: str, value: Any) -> Array:
     """`value` as a host array of numbers, of any shape. Raises DataError if it is none."""
     xp = host().xp
     try:
-        if xp.ma.is_masked(value):
+        if type(value) is not xp.ndarray and xp.ma.is_masked(value):
             raise DataError(f"{name} has masked entries, which hold no numbers; fill them in, or leave their rows out")
         array = xp.asarray(value)
         if array.dtype.kind == "O":
@@ -104,6 +105,9 @@ def check_finite(name: str, array: Array, backend: Backend, dtype: str) -> None:
         return
     limit = _LARGEST[dtype]
     with backend.context():
+        # The sum is finite only if all of them are; it takes one pass.
+        if array.dtype == backend.dtype(dtype) and math.isfinite(backend.total(array)):
+            return
         # Comparisons with NaN are false, and the extremes of data with a NaN in it are NaN.
         extremes = backend.to_host(xp.stack([xp.min(array), xp.max(array)]))
         if -limit <= float(extremes[0]) and float(extremes[1]) <= limit:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from xpnn import random
+from xpnn.backend import host
 from xpnn.config import by_name
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, TrainingError
@@ -94,23 +95,29 @@ def evaluate(
     batch_size = check_batch_size(batch_size)
     data = enter_data(network, x, y, criterion, sample_weight)
     network.check_loss(criterion)
-    return evaluate_data(network, data, criterion, watched, batch_size)
+    return Evaluation(network, criterion, watched).run(data, batch_size)
 
 
-def evaluate_data(
-    network: Network, data: Data, loss: Loss, metrics: tuple[Metric, ...], batch_size: int | None
-) -> dict[str, Any]:
-    """Loss and metrics of a data set that is on the device already."""
-    resolved = tuple(metric.resolve(loss, network.output_shape) for metric in metrics)
-    totals = Totals(network.backend, resolved, network.output_shape)
-    step = network.compiled_evaluation_step(loss, metrics)
-    state = EvaluationState(totals.zero())
-    size = batch_size or data.samples
-    with network.backend.context():
-        for start in range(0, data.samples, size):
-            batch = _slice(data, start, min(start + size, data.samples))
-            state, _ = step(state, (network._theta, network._buffers, batch))
-    return totals.read(state.totals, loss)
+class Evaluation:
+    """Loss and metrics of data sets that are on the device already, by one compiled step."""
+
+    def __init__(self, network: Network, loss: Loss, metrics: tuple[Metric, ...]) -> None:
+        resolved = tuple(metric.resolve(loss, network.output_shape) for metric in metrics)
+        self._network = network
+        self._loss = loss
+        self._totals = Totals(network.backend, resolved, network.output_shape)
+        self._step = network.compiled_evaluation_step(loss, metrics)
+
+    def run(self, data: Data, batch_size: int | None) -> dict[str, Any]:
+        """{"loss": ..., and each metric by its name}, with the parameters that the network has now."""
+        network = self._network
+        state = EvaluationState(self._totals.zero())
+        size = batch_size or data.samples
+        with network.backend.context():
+            for start in range(0, data.samples, size):
+                batch = _slice(data, start, min(start + size, data.samples))
+                state, _ = self._step(state, (network._theta, network._buffers, batch))
+        return self._totals.read(state.totals, self._loss)
 
 
 def _slice(data: Data, start: int, stop: int) -> Any:
@@ -208,7 +215,9 @@ class _Trainer:
         resolved = tuple(metric.resolve(start.loss, network.output_shape) for metric in start.metrics)
         self.totals = Totals(self.backend, resolved, network.output_shape)
         self.step = network.compiled_fit_step(start.loss, start.optimizer, start.metrics)
+        self.evaluation = Evaluation(network, start.loss, start.metrics)
         self.state = self._first_state()
+        self._together = 1
 
     def _first_state(self) -> State:
         """All arrays are copied: the step may overwrite or free what it is given, and others may hold the old ones."""
@@ -320,13 +329,19 @@ class _Trainer:
         return True
 
     def _rows(self) -> Array | None:
-        """The numbers of this epoch's samples in their order; None if the samples are taken as they come."""
-        if self.size == self.data.samples or not self.shuffle:
+        """The numbers of this epoch's samples in their order; None if batches are taken as slices, or are all."""
+        samples, backend = self.data.samples, self.backend
+        if self.size == samples:
             return None
-        order = random.permutation(self.network.seed, random.stream(random.SHUFFLE), self.epoch, self.data.samples)
+        if self.shuffle:
+            order = random.permutation(self.network.seed, random.stream(random.SHUFFLE), self.epoch, samples)
+        elif hasattr(self.step, "many"):
+            order = host().xp.arange(samples)
+        else:
+            return None
         # Where arrays have no views, a slice is an operation of its own: the order then stays on the host, and its
         # pieces travel with the call of the step.
-        return order if self.backend.blocked else self.backend.asarray(order, "int64")
+        return order if backend.blocked else backend.asarray(order, "int64")
 
     def _run_many(self, rows: Array | None, interrupt: Interrupt, progress: Any) -> int:
         """Several steps at a time, where the compiled step can do that; returns how many were taken."""
@@ -334,9 +349,9 @@ class _Trainer:
         whole = self.data.samples // self.size
         if many is None or rows is None:
             return 0
-        done, together = 0, 1
+        done = 0
         while done < whole and not interrupt.wanted:
-            count = min(together, whole - done)
+            count = min(self._together, whole - done)
             began = time.perf_counter()
             interrupt.stepping = True
             taken = rows[done * self.size : (done + count) * self.size]
@@ -349,8 +364,8 @@ class _Trainer:
             if progress.ticks:
                 progress.batch_done(self.epoch + 1, min(done * self.size, self.data.samples))
             # Nobody who presses Ctrl-C or watches the bar shall wait.
-            if time.perf_counter() - began < _TOGETHER_SECONDS / 2:
-                together *= 2
+            if count == self._together and time.perf_counter() - began < _TOGETHER_SECONDS / 2:
+                self._together *= 2
         return done
 
     def _batches(self, rows: Array | None, done: int) -> Iterator[tuple[Array, Array, Array | None, Array | None]]:
@@ -374,9 +389,7 @@ class _Trainer:
         self.publish()
         self._check_number("loss", logs["loss"])
         if self.validation is not None:
-            found = evaluate_data(
-                self.network, self.validation, self.start.loss, self.start.metrics, self.validation_size
-            )
+            found = self.evaluation.run(self.validation, self.validation_size)
             logs.update({f"val_{name}": value for name, value in found.items()})
             self._check_number("val_loss", logs["val_loss"])
         return logs

@@ -8,7 +8,6 @@ code is made of them.
 """
 
 # Functions are compiled for the types that they are called with.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 import math
 

@@ -19,7 +19,6 @@ all over the range, against numbers with a mantissa of 64 bits or more.
 """
 
 # Functions are compiled for the type that they are called with.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ A kernel is made of a function of numbers when it is first needed, for the dtype
 have any dtype and strides: see `strided`. All have three axes, of the lengths `rows` x `lines` and `columns`.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -36,7 +36,7 @@ def _operand_type(token: str) -> Any:
     return types.Array(_TYPES[kind], 2 if axes == "2" else 1, "C")
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[misc]
+@intrinsic(prefer_literal=True)
 def operands(typing_context: Any, words: Any, specification: Any) -> Any:
     """A tuple of a kernel's operands, from the words that describe them (see `machine.encode`).
 
@@ -99,7 +99,7 @@ def operands(typing_context: Any, words: Any, specification: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def call_kernel(typing_context: Any, address: Any, words: Any, part: Any, parts: Any) -> Any:
     """Call the kernel at an address: void(int64 words, int64 part, int64 parts)."""
     signature = types.void(types.int64, types.int64, types.int64, types.int64)
@@ -113,7 +113,7 @@ def call_kernel(typing_context: Any, address: Any, words: Any, part: Any, parts:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def call_integer(typing_context: Any, address: Any) -> Any:
     """Call int32 f(void)."""
     signature = types.int32(types.int64)
@@ -125,7 +125,7 @@ def call_integer(typing_context: Any, address: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def call_with_integer(typing_context: Any, address: Any, value: Any) -> Any:
     """Call void f(int32)."""
     signature = types.void(types.int64, types.int32)
@@ -141,7 +141,7 @@ def call_with_integer(typing_context: Any, address: Any, value: Any) -> Any:
 def _product_caller(real: Any, name: str) -> Any:
     """cblas_?gemm by address, with 64-bit integers: row-major C = alpha op(A) op(B) + beta C."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def call(
         typing_context: Any,
         address: Any,
@@ -205,7 +205,7 @@ def _word_pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, ir.IntType(64).as_pointer())
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_add(typing_context: Any, address: Any, value: Any) -> Any:
     """Add to the int64 at an address; returns what was there before. Sequentially consistent, as all of these."""
     signature = types.int64(types.int64, types.int64)
@@ -216,7 +216,7 @@ def atomic_add(typing_context: Any, address: Any, value: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_swap(typing_context: Any, address: Any, value: Any) -> Any:
     """Store an int64 at an address; returns what was there before."""
     signature = types.int64(types.int64, types.int64)
@@ -227,7 +227,7 @@ def atomic_swap(typing_context: Any, address: Any, value: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_load(typing_context: Any, address: Any) -> Any:
     """The int64 at an address."""
     signature = types.int64(types.int64)
@@ -238,7 +238,7 @@ def atomic_load(typing_context: Any, address: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_replace(typing_context: Any, address: Any, old: Any, new: Any) -> Any:
     """Store `new` in the int64 at an address if `old` is there; returns what was there."""
     signature = types.int64(types.int64, types.int64, types.int64)
@@ -251,7 +251,7 @@ def atomic_replace(typing_context: Any, address: Any, old: Any, new: Any) -> Any
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_word(typing_context: Any, address: Any, index: Any) -> Any:
     """Word number `index` of those at an address."""
     signature = types.int64(types.int64, types.int64)
@@ -262,7 +262,7 @@ def load_word(typing_context: Any, address: Any, index: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def multiply_wide(typing_context: Any, a: Any, b: Any) -> Any:
     """(the lower, the upper 64 bits) of the product of two uint64: one multiplication."""
     signature = types.UniTuple(types.uint64, 2)(types.uint64, types.uint64)
@@ -281,7 +281,7 @@ def _float_layout(kind: Any) -> tuple[Any, int, int]:
     return (ir.IntType(32), 23, 127) if kind == types.float32 else (ir.IntType(64), 52, 1023)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def times_power_of_two(typing_context: Any, x: Any, shifted: Any, shift: Any) -> Any:
     """x 2^n for a whole n = shifted - shift, where shift is 1.5 2^(digits) with the digits of the mantissa.
 
@@ -305,7 +305,7 @@ def times_power_of_two(typing_context: Any, x: Any, shifted: Any, shift: Any) ->
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def split_power_of_two(typing_context: Any, x: Any, low: Any, shift: Any) -> Any:
     """(m, k) with x = m 2^k and low <= m < 2 low, for a positive normal x; k as a float.
 
@@ -327,7 +327,7 @@ def split_power_of_two(typing_context: Any, x: Any, low: Any, shift: Any) -> Any
     return signature, generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def always_inline(typing_context: Any) -> Any:
     """Make the function in which this stands part of those that call it, however long it is.
 
@@ -348,7 +348,7 @@ def polynomial(*coefficients: float) -> Any:
     The function in which it stands is inlined, as by `always_inline`.
     """
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def evaluate(typing_context: Any, t: Any) -> Any:
         signature = t(t)
 

@@ -10,7 +10,6 @@ block or row; `value`, the loss, or an empty array if the sums are added up by `
 """
 
 # Functions are compiled for the types that they are called with.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 import numpy as np
 from numba.extending import register_jitable

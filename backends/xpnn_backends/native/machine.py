@@ -222,7 +222,7 @@ class Machine:
         count, seconds = registry.what_was_compiled()
         if seconds > 1.0:
             kept = "they are kept on disk" if registry.can_keep() else "Numba finds no folder to keep them in"
-            print(f"xpnn: compiled {count} kernels for this processor in {seconds:.1f} s; {kept}", file=sys.stderr)
+            print(f"xpnn: compiled {count:.0f} kernels for this processor in {seconds:.1f} s; {kept}", file=sys.stderr)
         self.words = np.array(self._words or [0], np.int64)
         base = _data(self.words)
         flags = [flag for _, _, flag in self._calls]

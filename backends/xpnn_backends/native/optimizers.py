@@ -5,8 +5,6 @@ makes vector code of a loop only if few pairs of arrays might overlap. It does s
 (else an index might be negative, which means something else in Python): kernels take views of their parts first.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 import numpy as np
 from numba.extending import register_jitable
 

@@ -1,7 +1,6 @@
 """Matrix products: by OpenBLAS, or for small ones by plain loops; with bias and activation on the way."""
 
 # Operands are annotated in the specifications.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from numba import types
 from numba.extending import overload, register_jitable

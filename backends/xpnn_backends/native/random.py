@@ -4,8 +4,6 @@ Block number n of the stream (seed, stream) in a step is a function of (n, step)
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011), so that threads need not wait for each other.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
-
 import numpy as np
 from numba.extending import register_jitable
 

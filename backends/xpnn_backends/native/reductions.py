@@ -6,8 +6,6 @@ by side and a compensated sum of these (Neumaier, "Rundungsfehleranalyse einiger
 Summen", 1974), so that the error is no larger than that of a pairwise sum.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -43,13 +43,15 @@ def kernel(
     def declare(function: Callable[..., None]) -> Callable[..., None]:
         # Numba's cache asks only whether the file of `entry` has changed; a function that is inlined there and stays
         # a plain function is found again in another process.
-        KERNELS[function.__name__] = Declared(register_jitable(error_model="numpy")(function), specification, parallel, work)
+        KERNELS[function.__name__] = Declared(
+            register_jitable(error_model="numpy")(function), specification, parallel, work
+        )
         return function
 
     return declare
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def share(length: int, part: int, parts: int, unit: int = 1) -> tuple[int, int]:
     """(first, last + 1) of the items that part number `part` of `parts` works on, in multiples of `unit`."""
     units = (length + unit - 1) // unit
@@ -94,7 +96,7 @@ def _counted(make: Callable[[], Any], hits: Callable[[Any], int]) -> Any:
     return made
 
 
-def what_was_compiled() -> tuple[int, float]:
+def what_was_compiled() -> tuple[float, float]:
     """How many functions were compiled since the last call of this, and how many seconds that took."""
     found = (_compiling[0], _compiling[1])
     _compiling[:] = [0, 0.0]
@@ -119,10 +121,8 @@ def compiled(name: str, dtype: str) -> Any:
 
 
 def _entry(function: Callable[..., None], specification: str, version: str) -> Any:
-    @cfunc(  # type: ignore[misc]
-        types.void(types.int64, types.int64, types.int64), cache=can_keep(), error_model="numpy"
-    )
-    def entry(words, part, parts):  # type: ignore[no-untyped-def]
+    @cfunc(types.void(types.int64, types.int64, types.int64), cache=can_keep(), error_model="numpy")
+    def entry(words, part, parts):
         version  # noqa: B018 (a free variable: part of the cache's key)
         function(part, parts, *operands(words, specification))
 

@@ -7,8 +7,6 @@ first-level cache. So every kernel has one loop, over contiguous elements, that 
 does the same.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
-
 from __future__ import annotations
 
 from functools import cache

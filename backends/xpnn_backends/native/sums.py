@@ -3,8 +3,6 @@
 Within a block, eight sums stand side by side, so that a compiler can make vectors of them in a fixed order.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
-
 import numpy as np
 from numba.extending import register_jitable
 

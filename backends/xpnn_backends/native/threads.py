@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from typing import Any
+from functools import cache
 
 import numpy as np
 from numba import types
@@ -36,7 +36,7 @@ WAIT = 2
 """Flag: all threads wait for each other after this call."""
 
 # What the threads share, each on a cache line of its own (64 bytes).
-_ARRIVED, _PHASE, _ORDER, _CODE, _COUNT, _PARTS, _WANTED, _ASLEEP = range(0, 512, 64)
+_ARRIVED, _PHASE, _ORDER, _CODE, _COUNT, _PARTS, _WANTED, _ASLEEP, _LEADER = range(0, 9 * 64, 64)
 _SPINS = 3000
 """Looks at a shared word before a thread lets others have its core between two looks."""
 _PATIENCE = 600
@@ -44,16 +44,14 @@ _PATIENCE = 600
 
 
 @native(types.void(types.int64, types.int64))
-def run_alone(code, count):  # type: ignore[no-untyped-def]
+def run_alone(code, count):
     """Run a list of `count` calls, in one thread."""
     for index in range(0, CALL_WORDS * count, CALL_WORDS):
         call_kernel(load_word(code, index), load_word(code, index + 1), 0, 1)
 
 
 @native(types.void(*[types.int64] * 9))
-def run_repeatedly(  # type: ignore[no-untyped-def]
-    code, count, times, moving, moving_count, stride, table, numbers, numbers_count
-):
+def run_repeatedly(code, count, times, moving, moving_count, stride, table, numbers, numbers_count):
     """Run a list of `count` calls `times` times, in one thread.
 
     Before each time, the words at the `moving_count` addresses in `moving` have grown by `stride` (first by 0), and
@@ -70,10 +68,8 @@ def run_repeatedly(  # type: ignore[no-untyped-def]
             call_kernel(load_word(code, index), load_word(code, index + 1), 0, 1)
 
 
-@native(
-    types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), nogil=True
-)
-def _walk(code, count, part, parts, shared, give_way):  # type: ignore[no-untyped-def]
+@native(types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), nogil=True)
+def _walk(code, count, part, parts, shared, give_way):
     """Thread number `part` of `parts` walks through the list."""
     for index in range(0, CALL_WORDS * count, CALL_WORDS):
         flags = load_word(code, index + 2)
@@ -94,9 +90,12 @@ def _walk(code, count, part, parts, shared, give_way):  # type: ignore[no-untype
                         call_integer(give_way)
 
 
-@native(types.int64(types.int64, types.int64, types.int64, types.int64), nogil=True)
-def _serve(shared, part, seen, give_way):  # type: ignore[no-untyped-def]
-    """Take part in every list that comes, until none has come for some time. Returns the number of the last one."""
+@native(types.int64(types.int64, types.int64, types.int64, types.int64, types.int64), nogil=True)
+def _serve(shared, part, seen, give_way, which_core):
+    """Take part in every list that comes, until none has come for some time. Returns the number of the last one.
+
+    If this thread finds itself on the core of the one that hands the lists out, it returns that number's complement.
+    """
     idle = 0
     while True:
         order = atomic_load(shared + _ORDER)
@@ -105,6 +104,8 @@ def _serve(shared, part, seen, give_way):  # type: ignore[no-untyped-def]
             idle = 0
             code, count = atomic_load(shared + _CODE), atomic_load(shared + _COUNT)
             _walk(code, count, part, atomic_load(shared + _PARTS), shared, give_way)
+            if which_core and call_integer(which_core) == atomic_load(shared + _LEADER):
+                return ~seen
             continue
         idle += 1
         if idle > _SPINS:
@@ -126,17 +127,17 @@ def _serve(shared, part, seen, give_way):  # type: ignore[no-untyped-def]
 
 
 @native(types.int64(types.int64))
-def _claim(shared):  # type: ignore[no-untyped-def]
+def _claim(shared):
     """Announce that a list comes; returns how many sleeping threads are to be woken for it."""
     atomic_swap(shared + _WANTED, 1)
     return atomic_swap(shared + _ASLEEP, 0)
 
 
-@native(
-    types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), nogil=True
-)
-def _lead(code, count, parts, shared, give_way, set_blas_threads):  # type: ignore[no-untyped-def]
+@native(types.void(*[types.int64] * 7), nogil=True)
+def _lead(code, count, parts, shared, give_way, which_core, set_blas_threads):
     """Hand the list out, and take part in it; the last call waits for all threads."""
+    if which_core:
+        atomic_swap(shared + _LEADER, types.int64(call_integer(which_core)))
     if set_blas_threads:
         call_with_integer(set_blas_threads, types.int32(1))
     atomic_swap(shared + _CODE, code)
@@ -164,7 +165,8 @@ class Threads:
         self._block = np.zeros(1024, np.uint8)
         address = self._block.ctypes.data
         self._shared = address + -address % 64
-        self._give_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+        self._give_way = _address("sched_yield")
+        self._which_core = _address("sched_getcpu")
         self._wake = threading.Semaphore(0)
         self._lock = threading.Lock()
         for part in range(1, parts):
@@ -176,15 +178,38 @@ class Threads:
             sleepers = _claim(self._shared)
             if sleepers:
                 self._wake.release(sleepers)
-            _lead(code, count, self.parts, self._shared, self._give_way, self._set_blas_threads)
+            _lead(code, count, self.parts, self._shared, self._give_way, self._which_core, self._set_blas_threads)
 
     def _work(self, part: int) -> None:
         seen = 0
+        cores = os.sched_getaffinity(0) if self._which_core else set()
         while True:
-            seen = _serve(self._shared, part, seen, self._give_way)
-            self._wake.acquire()
+            self._leave_core(cores)
+            seen = _serve(self._shared, part, seen, self._give_way, self._which_core)
+            if seen < 0:
+                seen = ~seen
+            else:
+                self._wake.acquire()
+
+    def _leave_core(self, cores: set[int]) -> None:
+        """Keep this thread off the leader's core.
+
+        Two threads that wait for each other on one core, each leaving it to the other, look busy to the system, which
+        may leave them there for a long time, with another core idle.
+        """
+        leader = ctypes.c_int64.from_address(self._shared + _LEADER).value
+        others = cores - {leader}
+        if others and leader in cores:
+            os.sched_setaffinity(0, others)
 
 
+def _address(name: str) -> int:
+    """The address of a function of the C library; 0 if it has none of that name."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+@cache
 def core_count() -> int:
     """How many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
