@@ -163,9 +163,9 @@ class Backend:
         return step
 
     def evaluate(self, function: Callable[..., tuple[Any, Any]], *arrays: Array) -> tuple[Any, Any]:
-        """function(*arrays) -> (value, backward), as a compiled step runs it where the device stands for that; for tests.
+        """function(*arrays) -> (value, backward); where the device stands for that, as a compiled step runs it.
 
-        `backward` maps cotangents to gradients; it may be called once.
+        For tests. `backward` maps cotangents to gradients; it may be called once.
         """
         return function(*arrays)
 

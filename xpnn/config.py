@@ -10,7 +10,6 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from typing import Any, ClassVar
 
 from xpnn.errors import ConfigError
@@ -20,6 +19,7 @@ class Configurable:
     """Base of everything that is described by the arguments of its constructor."""
 
     _classes: ClassVar[dict[str, type[Configurable]]] = {}
+    _constructor_parameters: ClassVar[Mapping[str, inspect.Parameter]]
 
     def __init__(self) -> None:
         pass
@@ -70,10 +70,13 @@ class Configurable:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-@cache
-def _constructor(cls: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a class's constructor by name."""
-    return inspect.signature(cls.__init__).parameters
+def _constructor(cls: type[Configurable]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class's constructor by name; looked up once, for that takes longer than most uses of it."""
+    found: Mapping[str, inspect.Parameter] | None = cls.__dict__.get("_constructor_parameters")
+    if found is None:
+        found = inspect.signature(cls.__init__).parameters
+        cls._constructor_parameters = found
+    return found
 
 
 def class_name(cls: type[Configurable]) -> str:

@@ -515,9 +515,9 @@ class Network:
     def _enter_inputs(self, x: Any, name: str = "X") -> tuple[Array, bool]:
         """x on the device in the right dtype, its shape checked, and whether it came from this backend."""
         backend, kind = self.backend, self.root.input_kind
-        if kind != "index" and backend.is_ready(x, self.dtype) and x.shape[1:] == self.input_shape and x.ndim:
-            if math.isfinite(backend.total(x)):
-                return x, True  # nothing is left to check or to convert
+        ready = kind != "index" and backend.is_ready(x, self.dtype)
+        if ready and x.ndim and x.shape[1:] == self.input_shape and math.isfinite(backend.total(x)):
+            return x, True  # nothing is left to check or to convert
         array = enter(name, x, self.backend, self.dtype, "int64" if kind == "index" else self.dtype)
         shape = tuple(array.shape[1:])
         if self.input_shape is None:

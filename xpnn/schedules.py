@@ -38,7 +38,7 @@ _LARGEST_STEP = 2**31
 
 
 def real_step(step: Any, dtype: Any = None) -> Any:
-    """A step counter with which one can compute: a number stays, an array becomes floats (of `dtype`, if it is given)."""
+    """A step counter with which one can compute: a number stays, an array becomes floats (of `dtype`, if given)."""
     if isinstance(step, (int, float)) or backend_of(step) is None:
         return step
     xp = namespace(step)

@@ -39,6 +39,7 @@ class CompiledStep:
             recorded = self._last
             # The usual case, a step after a step, is looked for first: all arrays but the batch's are in place.
             if recorded is None or state is not recorded.returned or not recorded.take(batch):
+                batch = _map(_in_order, batch)
                 recorded = self._last = self._find(state, batch)
             if recorded is not None:
                 return recorded.run(state)
@@ -70,7 +71,7 @@ class CompiledStep:
         leaves += _leaves(batch)
         key = _signature(leaves, counter)
         if key is None:
-            self._say("an array is not in C order")
+            self._say("an array of the state is not in C order")
             return None
         if key not in self._programs:
             if len(self._programs) >= _MOST_PROGRAMS:
@@ -222,16 +223,18 @@ def _run_recorded(function: Callable[..., Any], arrays: tuple[Any, ...], native:
     ordered = [x if x.flags.c_contiguous else x.copy(order="C") for x in map(np.asarray, arrays)]
     result = function(*map(recorder.input, ordered))
 
-    def keep(leaf: Any) -> Any:
-        if isinstance(leaf, RecordedArray):
-            leaf = recorder.contiguous(leaf)
-            recorder.call(KEEP, leaf)
-        return leaf
-
-    result = _map(keep, result)
+    result = _map(lambda leaf: recorder.contiguous(leaf) if isinstance(leaf, RecordedArray) else leaf, result)
+    kept = [leaf for leaf in _leaves((result,)) if isinstance(leaf, RecordedArray)]
+    if kept:
+        recorder.call(KEEP, *kept)
     program = Program(recorder, ordered, native)
     program.run(0)
     return _map(lambda leaf: program.array(leaf).copy() if isinstance(leaf, RecordedArray) else leaf, result)
+
+
+def _in_order(leaf: Any) -> Any:
+    """An array of a batch in C order, however it came: the results then depend on its numbers alone."""
+    return np.ascontiguousarray(leaf).reshape(leaf.shape) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _write_back(recorder: Recorder, old: Any, new: Any) -> None:

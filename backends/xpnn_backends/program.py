@@ -15,7 +15,7 @@ def _nothing(*_: Any) -> None:
 
 
 KEEP = Kernel("keep", _nothing)
-"""keep(x): x is read when the program has run, so that nothing else may take its memory."""
+"""keep(*arrays): they are read when the program has run, so that nothing else may take their memory; the last call."""
 
 _ALIGNMENT = 64
 """Bytes: a cache line, and the longest vector register."""

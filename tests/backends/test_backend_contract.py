@@ -96,7 +96,8 @@ def test_compiled_step_gives_what_the_step_gives(backend, dtype):
         np.testing.assert_allclose(backend.to_host(mine), backend.to_host(reference), rtol=tolerance, atol=tolerance)
 
 
-NOT_NUMPY = pytest.mark.xpnn_rows(skip=["numpy", "numpy-readonly"], reason="NumPy arrays are the other library here")
+NUMPY_ROWS = ["numpy", "numpy-readonly", "numpy-compiled", "numpy-fast"]
+NOT_NUMPY = pytest.mark.xpnn_rows(skip=NUMPY_ROWS, reason="NumPy arrays are the other library here")
 
 
 @NOT_NUMPY

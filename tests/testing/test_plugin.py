@@ -109,7 +109,10 @@ def test_unknown_row_is_a_usage_error(project, monkeypatch, how):
         monkeypatch.setenv(how, "numpy,cuppy")
     result = project.runpytest_subprocess(*options)
     assert result.ret == 4
-    assert f"{how}: unknown row 'cuppy'; known rows: numpy, numpy-readonly, cupy" in result.stderr.str()
+    assert (
+        f"{how}: unknown row 'cuppy'; known rows: numpy, numpy-readonly, numpy-compiled, numpy-fast, cupy"
+        in result.stderr.str()
+    )
 
 
 def test_selected_rows_alone_are_collected(project, monkeypatch):
