@@ -1,10 +1,11 @@
-"""The NumPy backend's override bodies against the generic bodies, value and gradients, small and large.
+"""The NumPy backend's own bodies of ops against the generic bodies, value and gradients, small and large.
 
     python -m pytest benchmarks/ops.py [-k "adam and large"] [--benchmark-max-time=0.1]
 
-The arguments are those of the test matrix: each op's first case, and for `linear` one with each activation; for the
-large size their axes are lengthened until the largest array has about a million numbers. No time is asserted. What it
-prints depends on the machine, and on XPNN_FAST: with 0, the bodies are plain NumPy.
+Each op is recorded with its vjp, as a compiled step does it, and its program is timed: `fast` with native kernels,
+`compiled` with NumPy's functions, `generic` from the generic body with NumPy's functions. `eager` is the op called as
+it is. The arguments are those of the test matrix: each op's first case, and for `linear` one with each activation; for
+the large size their axes are lengthened until the largest array has about a million numbers. No time is asserted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 import pytest
 
 import xpnn
-from xpnn.dispatch import OPS
+from xpnn.dispatch import OPS, without_overrides
 from xpnn.testing.cases import CASES
 from xpnn.testing.cases.case import ARRAY_SPECS, Case, Reals, Values
+from xpnn_backends import fast
+from xpnn_backends.compiled_step import RecordedCall
 
 LARGE = 2**20
 """Numbers in the largest argument of a large call."""
@@ -33,7 +36,7 @@ def plain_cases() -> Iterator[Case]:
     seen = set()
     for case in CASES:
         key = (case.op, case.options.get("activation"))
-        if case.op in NUMPY.overrides and key not in seen:
+        if case.op in NUMPY.own_ops() and key not in seen:
             seen.add(key)
             yield case
 
@@ -60,18 +63,19 @@ def enlarged(case: Case) -> Case | None:
 
 
 def parameters() -> Iterator[Any]:
-    """(body, case) for each op, size and body."""
+    """(form, case, group) for each op, size and form."""
+    forms = ["eager", "generic", "compiled", *(["fast"] if fast.why_not() is None else [])]
     for case in plain_cases():
         for size, sized in (("small", case), ("large", enlarged(case))):
             if sized is None:
                 continue
-            for body, name in ((NUMPY.overrides[case.op], "override"), (OPS[case.op].generic, "generic")):
-                group = "-".join(filter(None, [case.op, case.options.get("activation"), size]))
-                yield pytest.param(body, sized, group, id=f"{group}-{name}")
+            group = "-".join(filter(None, [case.op, case.options.get("activation"), size]))
+            for form in forms:
+                yield pytest.param(form, sized, group, id=f"{group}-{form}")
 
 
-@pytest.mark.parametrize(("body", "case", "group"), list(parameters()))
-def test_op(benchmark: Any, body: Any, case: Case, group: str) -> None:
+@pytest.mark.parametrize(("form", "case", "group"), list(parameters()))
+def test_op(benchmark: Any, form: str, case: Case, group: str) -> None:
     """Forward and vjp; an update of an optimizer that takes donated arrays has no vjp."""
     xp = NUMPY.xp
     arguments = [
@@ -81,11 +85,25 @@ def test_op(benchmark: Any, body: Any, case: Case, group: str) -> None:
     donates = "donate" in OPS[case.op].signature.parameters
     options = {**case.options, **({"donate": True} if donates else {})}
     value, _ = OPS[case.op].generic(*arguments, **case.options)
-    cotangents = tuple(map(xp.ones_like, value)) if isinstance(value, tuple) else xp.ones_like(value)
+    many = isinstance(value, tuple)
+    cotangents = tuple(map(xp.ones_like, value)) if many else (xp.ones_like(value),)
+    positions = [position for position, argument in enumerate(arguments) if hasattr(argument, "shape")]
 
-    def call() -> Any:
-        value, vjp = body(*arguments, **options)
-        return value if donates or not case.differentiable else vjp(cotangents)
+    def call(*arrays: Any) -> Any:
+        mixed = list(arguments)
+        for position, array in zip(positions, arrays, strict=False):
+            mixed[position] = array
+        given = arrays[len(positions) :]
+        value, vjp = OPS[case.op](*mixed, **options)
+        return (value,) if donates or not case.differentiable else (value, vjp(given if many else given[0]))
 
+    arrays = (*(arguments[position] for position in positions), *cotangents)
     benchmark.group = group
-    benchmark(call)
+    if form == "eager":
+        benchmark(call, *arrays)
+    elif form == "generic":
+        with without_overrides():
+            program = RecordedCall(call, arrays, native=False).program
+        benchmark(program.run, 0)
+    else:
+        benchmark(RecordedCall(call, arrays, native=form == "fast").program.run, 0)

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 . ci/environment.sh
 
 extras="test,lint"
-required="numpy,numpy-readonly,strict,strict-no64,jax"
+required="numpy,numpy-readonly,numpy-compiled,numpy-fast,strict,strict-no64,jax"
 for argument in "$@"; do
     case $argument in
         torch) extras="$extras,torch"; required="$required,torch" ;;

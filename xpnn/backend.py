@@ -68,6 +68,11 @@ class Backend:
         return ""
 
     @classmethod
+    def own_ops(cls) -> set[str]:
+        """The names of the ops that have a faster body here, in a compiled step or outside."""
+        return set(cls.overrides)
+
+    @classmethod
     def device_label(cls, device: Any) -> str:
         """The device part of a spec for a device object of the library."""
         return str(device)
@@ -326,7 +331,7 @@ def describe_backends() -> list[BackendInfo]:
         for device in loaded.devices():
             description = loaded.describe_device(device)
             devices.append(f"{device} ({description})" if description else device)
-        overrides = tuple(sorted(loaded.overrides)) if dispatch.overrides_active() else ()
+        overrides = tuple(sorted(loaded.own_ops())) if dispatch.overrides_active() else ()
         notices = tuple(loaded.notices())
         table.append(BackendInfo(name, installed_version(name), None, tuple(devices), overrides, notices))
     return table

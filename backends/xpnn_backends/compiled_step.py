@@ -203,7 +203,7 @@ def evaluate_recorded(
 
     Raises RecordingError if the function cannot be recorded.
     """
-    value = _run_recorded(lambda *given: function(*given)[0], arrays, native)
+    value = RecordedCall(lambda *given: function(*given)[0], arrays, native)()
 
     def backward(cotangents: Any) -> Any:
         flat = tuple(cotangents) if isinstance(cotangents, tuple) else (cotangents,)
@@ -213,23 +213,36 @@ def evaluate_recorded(
             rest = given[len(arrays) :]
             return inner(tuple(rest) if isinstance(cotangents, tuple) else rest[0])
 
-        return _run_recorded(both, (*arrays, *flat), native)
+        return RecordedCall(both, (*arrays, *flat), native)()
 
     return value, backward
 
 
-def _run_recorded(function: Callable[..., Any], arrays: tuple[Any, ...], native: bool) -> Any:
-    recorder = Recorder()
-    ordered = [x if x.flags.c_contiguous else x.copy(order="C") for x in map(np.asarray, arrays)]
-    result = function(*map(recorder.input, ordered))
+class RecordedCall:
+    """function(*arrays) -> tree of arrays, as a program.
 
-    result = _map(lambda leaf: recorder.contiguous(leaf) if isinstance(leaf, RecordedArray) else leaf, result)
-    kept = [leaf for leaf in _leaves((result,)) if isinstance(leaf, RecordedArray)]
-    if kept:
-        recorder.call(KEEP, *kept)
-    program = Program(recorder, ordered, native)
-    program.run(0)
-    return _map(lambda leaf: program.array(leaf).copy() if isinstance(leaf, RecordedArray) else leaf, result)
+    Attributes:
+        program: runs it on the arrays that it was recorded with, and leaves the results in its memory.
+
+    Raises:
+        RecordingError: the function cannot be recorded.
+    """
+
+    def __init__(self, function: Callable[..., Any], arrays: tuple[Any, ...], native: bool) -> None:
+        recorder = Recorder()
+        ordered = [_in_order(np.asarray(x)) for x in arrays]
+        result = function(*map(recorder.input, ordered))
+        self._result = _map(lambda leaf: recorder.contiguous(leaf) if isinstance(leaf, RecordedArray) else leaf, result)
+        kept = [leaf for leaf in _leaves((self._result,)) if isinstance(leaf, RecordedArray)]
+        if kept:
+            recorder.call(KEEP, *kept)
+        self.program = Program(recorder, ordered, native)
+
+    def __call__(self) -> Any:
+        """The result, in arrays of its own."""
+        self.program.run(0)
+        array = self.program.array
+        return _map(lambda leaf: array(leaf).copy() if isinstance(leaf, RecordedArray) else leaf, self._result)
 
 
 def _in_order(leaf: Any) -> Any:

@@ -16,7 +16,7 @@ from xpnn_backends.recording import Kernel
 BLOCK = 16384
 """Elements of a block: long sums are made block by block, and the same blocks whatever the number of threads."""
 
-_CHUNK = 32768
+CHUNK = 32768
 """Elements of a piece: the pieces of all arrays of an optimizer fit a core's second-level cache together."""
 
 
@@ -26,13 +26,16 @@ def blocks_of(size: int) -> int:
 
 
 def _pieces(*arrays: Any) -> Any:
-    """Views of arrays of one size, piece by piece; an empty array stays as it is."""
-    if arrays[0].size <= _CHUNK:
+    """Views of arrays of one size, piece by piece; an empty array stays as it is.
+
+    Arrays come whole if they are small, or not contiguous: flattening would copy them.
+    """
+    if arrays[0].size <= CHUNK or not all(array.flags.c_contiguous for array in arrays):
         return (arrays,)
     flat = [array.reshape(-1) for array in arrays]
     return (
-        tuple(array[start : start + _CHUNK] if array.size else array for array in flat)
-        for start in range(0, arrays[0].size, _CHUNK)
+        tuple(array[start : start + CHUNK] if array.size else array for array in flat)
+        for start in range(0, arrays[0].size, CHUNK)
     )
 
 

@@ -58,7 +58,13 @@ class NumpyBackend(HostBackend):
 
     @classmethod
     def describe_device(cls, name: str) -> str:
+        if name == "cpu" and fast.why_not() is None:
+            return "native kernels"
         return _DEVICES[name]
+
+    @classmethod
+    def own_ops(cls) -> set[str]:
+        return {*numpy_bodies.BODIES, *BODIES}
 
     @classmethod
     def notices(cls) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from xpnn.dispatch import OPS, Body
 from xpnn.ops.embedding import check_scatter
+from xpnn_backends.kernels_optimizers import ADAM, SGD, SGD_MOMENTUM
 
 
 def linear(
@@ -135,11 +136,7 @@ def sgd(theta: Any, gradient: Any, learning_rate: Any, *, donate: bool = False) 
     """In place on a donated theta."""
     if not donate:
         return OPS["sgd"].generic(theta, gradient, learning_rate)
-    if theta.size <= _CHUNK:
-        theta -= gradient * learning_rate
-    else:
-        for part, slope in _chunks(theta, gradient):
-            part -= slope * learning_rate
+    SGD.function(theta, gradient, learning_rate)
     return theta, None
 
 
@@ -154,16 +151,11 @@ def sgd_momentum(
     nesterov: bool = False,
     donate: bool = False,
 ) -> tuple[Any, Any]:
-    """In place on a donated theta and velocity, a piece that fits the cache at a time."""
+    """In place on a donated theta and velocity."""
+    settings = (learning_rate, momentum, gradient_weight)
     if not donate:
-        return OPS["sgd_momentum"].generic(
-            theta, gradient, velocity, learning_rate, momentum, gradient_weight, nesterov=nesterov
-        )
-    for part, slope, speed in _chunks(theta, gradient, velocity):
-        speed *= momentum
-        speed += slope * gradient_weight
-        direction = slope + momentum * speed if nesterov else speed
-        part -= direction * learning_rate
+        return OPS["sgd_momentum"].generic(theta, gradient, velocity, *settings, nesterov=nesterov)
+    SGD_MOMENTUM.function(theta, gradient, velocity, *settings, nesterov)
     return (theta, velocity), None
 
 
@@ -182,45 +174,16 @@ def adam(
     *,
     donate: bool = False,
 ) -> tuple[Any, Any]:
-    """In place on a donated theta and moments, a piece that fits the cache at a time."""
+    """In place on a donated theta and moments."""
+    settings = (learning_rate, beta1, beta2, epsilon, correction1, correction2)
     if not donate:
-        return OPS["adam"].generic(
-            theta,
-            gradient,
-            first_moment,
-            second_moment,
-            learning_rate,
-            beta1,
-            beta2,
-            epsilon,
-            correction1,
-            correction2,
-            decay,
-        )
-    # rate * m / (sqrt(v) / scale + epsilon) with the scale drawn out of the root: one pass fewer.
-    scale = correction2**0.5
-    rate = learning_rate / correction1 * scale
-    floor = epsilon * scale
-    decays = isinstance(decay, np.ndarray)
-    arrays = (theta, gradient, first_moment, second_moment, *((decay,) if decays else ()))
-    for part, slope, first, second, *shares in _chunks(*arrays):
-        first *= beta1
-        buffer = slope * (1.0 - beta1)
-        first += buffer
-        second *= beta2
-        np.multiply(slope, 1.0 - beta2, out=buffer)
-        buffer *= slope
-        second += buffer
-        np.sqrt(second, out=buffer)
-        buffer += floor
-        np.divide(first, buffer, out=buffer)
-        buffer *= rate
-        if decays:
-            part *= 1.0 - learning_rate * shares[0]
-        elif decay != 0.0:
-            part *= 1.0 - learning_rate * decay
-        part -= buffer
+        return OPS["adam"].generic(theta, gradient, first_moment, second_moment, *settings, decay)
+    decays, decay = (decay, 0.0) if isinstance(decay, np.ndarray) else (_NO_DECAYS, decay)
+    ADAM.function(theta, gradient, first_moment, second_moment, decays, *settings, decay)
     return (theta, first_moment, second_moment), None
+
+
+_NO_DECAYS = np.zeros(0)
 
 
 def scatter_add(values: Any, indices: Any, length: int) -> tuple[Any, Any]:
@@ -235,18 +198,6 @@ def scatter_add(values: Any, indices: Any, length: int) -> tuple[Any, Any]:
         return dy[indices], None
 
     return total.reshape(length, features), vjp
-
-
-_CHUNK = 32768
-"""Elements of a piece: the pieces of all arrays of an optimizer fit a core's second-level cache together."""
-
-
-def _chunks(*arrays: Any) -> Any:
-    """Views of the arrays, piece by piece; whole if they are small, or not contiguous (flattening would copy them)."""
-    if arrays[0].size <= _CHUNK or not all(array.flags.c_contiguous for array in arrays):
-        return (arrays,)
-    flat = [array.reshape(-1) for array in arrays]
-    return (tuple(array[start : start + _CHUNK] for array in flat) for start in range(0, arrays[0].size, _CHUNK))
 
 
 BODIES: Mapping[str, Body] = {

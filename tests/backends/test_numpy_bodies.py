@@ -7,7 +7,7 @@ import pytest
 
 from xpnn.dispatch import OPS
 from xpnn.testing.cases import CASES
-from xpnn_backends import numpy_bodies
+from xpnn_backends.kernels_optimizers import CHUNK
 from xpnn_backends.numpy_backend import NumpyBackend
 
 DONATING = [case for case in CASES if "donate" in inspect.signature(OPS[case.op].generic).parameters]
@@ -30,7 +30,7 @@ def copies(arguments):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("length", [None, 3 * numpy_bodies._CHUNK + 17], ids=["as-drawn", "several-pieces"])
+@pytest.mark.parametrize("length", [None, 3 * CHUNK + 17], ids=["as-drawn", "several-pieces"])
 @pytest.mark.parametrize("case", DONATING, ids=lambda case: case.id)
 def test_donated_update_equals_the_generic_one(case, length, dtype):
     arguments = drawn(case, dtype, length)
@@ -44,7 +44,7 @@ def test_donated_update_equals_the_generic_one(case, length, dtype):
 
 @pytest.mark.parametrize("case", DONATING, ids=lambda case: case.id)
 def test_donated_update_of_a_matrix_that_is_not_contiguous(case):
-    arguments = drawn(case, "float64", 2 * (numpy_bodies._CHUNK + 8))
+    arguments = drawn(case, "float64", 2 * (CHUNK + 8))
     arguments = [a.reshape(8, -1).T if isinstance(a, np.ndarray) else a for a in arguments]
     want = values_of(OPS[case.op].generic(*copies(arguments), **case.options))
     got = values_of(

@@ -86,7 +86,7 @@ def _walk(code, count, part, parts, shared, give_way):
                 spins = 0
                 while atomic_load(shared + _PHASE) == phase:
                     spins += 1
-                    if spins > _SPINS:
+                    if spins > _SPINS and give_way:
                         call_integer(give_way)
 
 
@@ -108,7 +108,7 @@ def _serve(shared, part, seen, give_way, which_core):
                 return ~seen
             continue
         idle += 1
-        if idle > _SPINS:
+        if idle > _SPINS and give_way:
             call_integer(give_way)
         if idle > _SPINS + _PATIENCE:
             # Either this thread sees here that it is wanted, or `_claim` counts it among the sleepers.
@@ -205,7 +205,10 @@ class Threads:
 
 def _address(name: str) -> int:
     """The address of a function of the C library; 0 if it has none of that name."""
-    function = getattr(ctypes.CDLL(None), name, None)
+    try:
+        function = getattr(ctypes.CDLL(None), name, None)
+    except (OSError, TypeError):  # Windows has no such library
+        return 0
     return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
