@@ -22,7 +22,7 @@ from xpnn.parameters import Layout, Vector, collect
 from xpnn.random import check_seed
 from xpnn.training.callbacks import Callback
 from xpnn.training.data import as_inputs, check_batch_size, check_indices, enter, enter_data, numbers_on_host
-from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit
+from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit, release
 from xpnn.training.history import History
 from xpnn.training.move import move_slots
 from xpnn.training.state import TrainingState
@@ -248,6 +248,8 @@ class Network:
             for start in range(0, max(samples, 1), size):
                 rows = inputs[start : min(start + size, samples), ...] if samples > size else inputs
                 pieces.append(step(_STATELESS, (self._theta, self._buffers, rows))[1])
+            if samples > size:
+                release(step)
             output = pieces[0] if len(pieces) == 1 else self.backend.xp.concat(pieces)
             if tuple(output.shape[1:]) != self.output_shape:
                 raise ShapeError(

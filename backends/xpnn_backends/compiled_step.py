@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from operator import add
 from typing import Any
 
 import numpy as np
 
 from xpnn_backends.program import KEEP, Program
-from xpnn_backends.recording import COPY, RecordedArray, Recorder, RecordingError
+from xpnn_backends.recording import COPY, RecordedArray, RecordedNumber, Recorder, RecordingError, same_calls
 
 _LOG = logging.getLogger("xpnn")
 _MOST_PROGRAMS = 16
@@ -31,6 +32,7 @@ class CompiledStep:
         self._programs: dict[Any, _RecordedStep | None] = {}
         self._last: _RecordedStep | None = None
         self._lock = threading.Lock()
+        self._checked = False
         self.why_not: str | None = None
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
@@ -39,18 +41,19 @@ class CompiledStep:
             recorded = self._last
             # The usual case, a step after a step, is looked for first: all arrays but the batch's are in place.
             if recorded is None or state is not recorded.returned or not recorded.take(batch):
-                batch = _map(_in_order, batch)
                 recorded = self._last = self._find(state, batch)
             if recorded is not None:
                 return recorded.run(state)
-        new: tuple[Any, Any] = self._step(state, batch)
-        return new
+        new_state, value = self._step(state, batch)
+        # NumPy makes scalars of arrays without axes; the next step may be one that can be recorded.
+        return _map(lambda leaf: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf, new_state), value
 
     def many(self, state: Any, data: tuple[Any, ...], rows: Any, size: int) -> Any:
         """The state after one step for each `size` of the rows, on the batches (*data, those rows).
 
         The same as a loop over calls, with less of Python in it.
         """
+        rows = np.ascontiguousarray(rows)
         times = rows.shape[0] // size
         done = 0
         while done < times:
@@ -58,39 +61,60 @@ class CompiledStep:
             done += 1
             with self._lock:
                 recorded = self._last
-                if recorded is not None and done < times and recorded.repeats:
+                # Another thread may have run the same step since.
+                if recorded is not None and state is recorded.returned and done < times and recorded.repeats:
                     state = recorded.run_many(state, (*data, rows[done * size :]), size, times - done)
                     done = times
         return state
 
+    def release(self) -> None:
+        """Hold none of the caller's arrays any longer, which may be large; the programs stay."""
+        with self._lock:
+            self._last = None
+            for recorded in self._programs.values():
+                if recorded is not None:
+                    recorded.release()
+
     def _find(self, state: Any, batch: Any) -> _RecordedStep | None:
         """The program for these shapes, with these arrays; None if there is none."""
+        if not all(leaf.flags.c_contiguous for leaf in _arrays(batch)):
+            batch = _map(_in_order, batch)
+        reason = _refusal(_arrays(state), _arrays(batch))
+        if reason is not None:
+            self._say(reason)
+            return None
         field = _step_field(state)
-        leaves = _leaves(state)
-        counter = None if field is None else len(_leaves(state[:field]))
-        leaves += _leaves(batch)
-        key = _signature(leaves, counter)
+        counted = state if field is None else state._replace(step=None)
+        key = _signature((counted, batch))
         if key is None:
-            self._say("an array of the state is not in C order")
+            self._say("the state or the batch holds something that is no array and has no hash")
             return None
         if key not in self._programs:
             if len(self._programs) >= _MOST_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
             self._programs[key] = self._record(state, batch)
-        recorded = self._programs[key]
+        recorded = self._programs[key] = self._programs.pop(key)  # the one that was not used for longest goes first
         if recorded is not None:
-            recorded.bind(leaves, batch)
+            recorded.bind(_arrays((state, batch)), batch)
         return recorded
 
     def _record(self, state: Any, batch: Any) -> _RecordedStep | None:
         try:
-            return _RecordedStep(self._step, state, batch, self._native)
+            recorded = _record(self._step, state, batch)
+            if not self._checked:
+                # A layer that draws random numbers of its own, or counts its calls, would do so only now.
+                if not same_calls(recorded[0], _record(self._step, state, batch)[0]):
+                    raise RecordingError("the step makes other calls, or has other constants, when it is run again")
+                self._checked = True
+            return _RecordedStep(recorded, state, batch, self._native)
         except Exception as error:
             # Whatever is wrong, the step itself says it best: it runs as it is.
             self._say(f"{type(error).__name__}: {error}")
             return None
 
     def _say(self, reason: str) -> None:
+        if reason == self.why_not:
+            return
         self.why_not = reason
         _LOG.info("a step runs call by call, because it cannot be recorded: %s", reason)
 
@@ -98,30 +122,12 @@ class CompiledStep:
 class _RecordedStep:
     """A step for one set of shapes: its program, and what it returns."""
 
-    def __init__(self, step: Callable[..., Any], state: Any, batch: Any, native: bool) -> None:
-        recorder = Recorder()
-        arrays: list[Any] = []
-
-        def stand_in(value: Any) -> Any:
-            if isinstance(value, np.generic):
-                raise RecordingError("the state or the batch holds a NumPy scalar; give an array without axes")
-            if isinstance(value, np.ndarray):
-                arrays.append(value)
-                return recorder.input(value)
-            return value
-
-        old_state = _map(stand_in, state)
+    def __init__(
+        self, recorded: tuple[Recorder, list[Any], RecordedArray], state: Any, batch: Any, native: bool
+    ) -> None:
+        recorder, arrays, value = recorded
         self._step_field = _step_field(state)
-        if self._step_field is not None:
-            old_state = old_state._replace(step=recorder.step)
-        self._state_arrays = len(arrays)
-        stand_ins = tuple(_map(stand_in, part) for part in batch)
-        new_state, value = step(old_state, stand_ins)
-        if not isinstance(value, RecordedArray):
-            raise RecordingError("the step gives no array")
-        value = recorder.contiguous(value)
-        _write_back(recorder, old_state, new_state)
-        recorder.call(KEEP, value)
+        self._state_arrays = len(_arrays(state))
         self._program = Program(recorder, arrays, native)
         self._value = self._program.array(value)
         self.returned: Any = None
@@ -132,18 +138,20 @@ class _RecordedStep:
         for part in batch:
             array = isinstance(part, np.ndarray)
             self._inputs.append(position if array else None)
-            position += sum(isinstance(leaf, np.ndarray) for leaf in _leaves((part,)))
+            position += len(_arrays((part,)))
 
-    def bind(self, leaves: list[Any], batch: Any) -> None:
-        """From now on, the program works on the arrays among these leaves of a state and a batch."""
+    def bind(self, arrays: list[Any], batch: Any) -> None:
+        """From now on, the program works on these arrays of a state and a batch."""
         program = self._program
-        number = 0
-        for leaf in leaves:
-            if isinstance(leaf, np.ndarray):
-                if not program.is_bound(number, leaf):
-                    program.bind(number, leaf)
-                number += 1
+        for number, array in enumerate(arrays):
+            if not program.is_bound(number, array):
+                program.bind(number, array)
         self._batch = batch
+
+    def release(self) -> None:
+        """Hold no arrays of a state or a batch."""
+        self._program.release()
+        self.returned, self._batch = None, ()
 
     def take(self, batch: Any) -> bool:
         """Bind the arrays of a batch; False, and nothing certain, if it is not made as the one before."""
@@ -232,8 +240,15 @@ class RecordedCall:
         recorder = Recorder()
         ordered = [_in_order(np.asarray(x)) for x in arrays]
         result = function(*map(recorder.input, ordered))
-        self._result = _map(lambda leaf: recorder.contiguous(leaf) if isinstance(leaf, RecordedArray) else leaf, result)
-        kept = [leaf for leaf in _leaves((self._result,)) if isinstance(leaf, RecordedArray)]
+        kept: list[RecordedArray] = []
+
+        def keep(leaf: Any) -> Any:
+            if isinstance(leaf, RecordedArray):
+                leaf = recorder.contiguous(leaf)
+                kept.append(leaf)
+            return leaf
+
+        self._result = _map(keep, result)
         if kept:
             recorder.call(KEEP, *kept)
         self.program = Program(recorder, ordered, native)
@@ -250,14 +265,52 @@ def _in_order(leaf: Any) -> Any:
     return np.ascontiguousarray(leaf).reshape(leaf.shape) if isinstance(leaf, np.ndarray) else leaf
 
 
+def _record(step: Callable[..., Any], state: Any, batch: Any) -> tuple[Recorder, list[Any], RecordedArray]:
+    """(what the step does, the arrays of the state and the batch, the stand-in for its value)."""
+    recorder = Recorder()
+    arrays: list[Any] = []
+
+    def stand_in(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            raise RecordingError("the state or the batch holds a NumPy scalar; give an array without axes")
+        if isinstance(value, np.ndarray):
+            arrays.append(value)
+            return recorder.input(value)
+        return value
+
+    old_state = _map(stand_in, state)
+    if _step_field(state) is not None:
+        old_state = old_state._replace(step=recorder.step)
+    new_state, value = step(old_state, tuple(_map(stand_in, part) for part in batch))
+    if not isinstance(value, RecordedArray):
+        raise RecordingError("the step gives no array")
+    value = recorder.contiguous(value)
+    if value.memory.role == "input":
+        # Another array may be bound by the time it is read, and the state is about to be overwritten.
+        value = _copied(recorder, value)
+    _write_back(recorder, old_state, new_state)
+    recorder.call(KEEP, value)
+    recorder.finished = True
+    return recorder, arrays, value
+
+
+def _copied(recorder: Recorder, x: RecordedArray) -> RecordedArray:
+    copy = recorder.empty(x.shape, x.dtype)
+    recorder.call(COPY, x, copy)
+    return copy
+
+
 def _write_back(recorder: Recorder, old: Any, new: Any) -> None:
     """Copy what the step has computed into the arrays of the state that it was given."""
-    before, after = _leaves(old), _leaves(new)
-    if len(before) != len(after):
-        raise RecordingError("the new state has other parts than the old one")
     copies = []
-    for mine, theirs in zip(before, after, strict=True):
+    for mine, theirs in _pairs(old, new):
+        if mine is recorder.step:
+            if not (isinstance(theirs, RecordedNumber) and (theirs.function, *theirs.operands) == (add, mine, 1)):
+                raise RecordingError("the new state does not count one step more")
+            continue
         if not isinstance(mine, RecordedArray):
+            if mine is not theirs and (type(mine) is not type(theirs) or mine != theirs):
+                raise RecordingError("the step changes something in the state that is no array")
             continue
         if not isinstance(theirs, RecordedArray) or (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype):
             raise RecordingError("an array of the new state has another shape or dtype than before")
@@ -267,12 +320,24 @@ def _write_back(recorder: Recorder, old: Any, new: Any) -> None:
             continue
         if theirs.memory.role == "input":
             # It may be overwritten before its turn comes.
-            copy = recorder.empty(theirs.shape, theirs.dtype)
-            recorder.call(COPY, theirs, copy)
-            theirs = copy
+            theirs = _copied(recorder, theirs)
         copies.append((theirs, mine))
     for theirs, mine in copies:
         recorder.call(COPY, theirs, mine)
+
+
+def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+    """(old leaf, new leaf) for all places of two trees of one structure."""
+    if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        for mine, theirs in zip(old, new, strict=True):
+            yield from _pairs(mine, theirs)
+    elif isinstance(old, dict) and isinstance(new, Mapping) and old.keys() == new.keys():
+        for name, mine in old.items():
+            yield from _pairs(mine, new[name])
+    elif isinstance(old, (tuple, dict)):
+        raise RecordingError("the new state has other parts than the old one")
+    else:
+        yield old, new
 
 
 def _step_field(state: Any) -> int | None:
@@ -291,31 +356,61 @@ def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     return function(tree)
 
 
-def _leaves(tree: Any, found: list[Any] | None = None) -> list[Any]:
-    """All leaves of a tree, in order."""
+def _arrays(tree: Any, found: list[Any] | None = None) -> list[Any]:
+    """All arrays of a tree, in the order of `_map`."""
     if found is None:
         found = []
     for part in tree.values() if isinstance(tree, dict) else tree:
         if isinstance(part, (tuple, dict)):
-            _leaves(part, found)
-        else:
+            _arrays(part, found)
+        elif isinstance(part, np.ndarray):
             found.append(part)
     return found
 
 
-def _signature(leaves: list[Any], counter: int | None) -> Any:
-    """What two calls must have in common to run the same program; None if they can run none.
+def _refusal(state: list[Any], batch: list[Any]) -> str | None:
+    """Why no program may overwrite these arrays of a state, beside those of a batch; None if one may."""
+    for array in state:
+        if not array.flags.c_contiguous:
+            return "an array of the state is not in C order"
+        if not array.flags.writeable:
+            return "an array of the state is read-only"
+    owners = [id(array) if array.base is None else id(array.base) for array in (*state, *batch)]
+    count = len(state)
+    mine = set(owners[:count])
+    # Usually each array of a state has memory of its own, and nothing need be compared.
+    if len(mine) < count or not mine.isdisjoint(owners[count:]):
+        for position, array in enumerate(state):
+            if any(np.may_share_memory(array, other) for other in (*state[position + 1 :], *batch)):
+                return "an array of the state shares memory with another array"
+    return None
 
-    `counter` is the position of the number of the step, which may differ.
+
+def _signature(tree: Any) -> Any:
+    """What two calls must have in common to run the same program: structure, shapes, dtypes, and what is no array.
+
+    None if something has no hash.
     """
     parts: list[Any] = []
-    for leaf in leaves:
-        if not isinstance(leaf, np.ndarray):
-            parts.append(leaf)
-        elif leaf.flags.c_contiguous:
-            parts.append((leaf.shape, leaf.dtype))
-        else:
-            return None
-    if counter is not None:
-        parts[counter] = None
-    return tuple(parts)
+    _describe(tree, parts)
+    key = tuple(parts)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _describe(tree: Any, parts: list[Any]) -> None:
+    if isinstance(tree, np.ndarray):
+        parts += (tree.shape, tree.dtype)
+    elif isinstance(tree, tuple):
+        parts.append(len(tree))
+        for part in tree:
+            _describe(part, parts)
+    elif isinstance(tree, dict):
+        parts.append(tuple(tree))
+        for part in tree.values():
+            _describe(part, parts)
+    else:
+        parts += (type(tree), tree)  # 1, 1.0 and True are equal

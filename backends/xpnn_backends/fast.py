@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from functools import cache
 
+_LOG = logging.getLogger("xpnn")
 _broken: list[str] = []
 
 
@@ -37,5 +39,8 @@ def why_not() -> str | None:
 
 
 def give_up(error: Exception) -> None:
-    """A kernel did not compile: from now on, this process runs without native ones."""
-    _broken.append(f"native kernels are off: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    """A kernel did not compile: from now on, this process runs without native ones, and says so once."""
+    reason = f"native kernels are off: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if not _broken:
+        _LOG.warning("%s", reason)
+    _broken.append(reason)

@@ -50,7 +50,7 @@ def _translate_ufunc(function: Any, operands: tuple[Any, ...]) -> Translation:
 def _type_of(operand: Any) -> Any:
     """What NumPy's promotion asks of an operand: its dtype, or the type of a Python number."""
     if isinstance(operand, recording.RecordedNumber):
-        return float
+        operand = operand.ghost
     return type(operand) if type(operand) in (int, float) else np.dtype(getattr(operand, "dtype", bool))
 
 

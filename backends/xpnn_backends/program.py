@@ -35,6 +35,7 @@ class Program:
         self._values: list[Any] = [0] * len(recorder.numbers)
         self._formulas = _formulas(recorder.numbers)
         self._inputs = list(inputs)
+        self._nothing_bound = [memory.ghost for memory in recorder.inputs]
         instructions = _needed(recorder.instructions)
         self._scratch = _plan(instructions)
         self._kept: dict[Memory, Any] = {}
@@ -105,6 +106,11 @@ class Program:
             operands[position] = make(array)
         if self._machine is not None:
             self._machine.bind(number, array)
+
+    def release(self) -> None:
+        """Hold none of the caller's arrays any longer; all inputs must be bound before the next run."""
+        for number, ghost in enumerate(self._nothing_bound):
+            self.bind(number, ghost)
 
     def is_bound(self, number: int, array: Any) -> bool:
         """True if that input is this very array."""

@@ -84,7 +84,7 @@ class Instruction(NamedTuple):
 class RecordedNumber:
     """A Python number that differs from step to step; `function` of the numbers `operands`.
 
-    The number of the step has no function.
+    The number of the step has no function. `ghost` is a number of its type: what stands for it while recording.
     """
 
     __array_ufunc__ = None  # so that an array on the left leaves the operation to the number
@@ -94,6 +94,13 @@ class RecordedNumber:
         self.function = function
         self.operands = operands
         self.index = len(recorder.numbers)
+        self.ghost: Any = 1
+        if function is not None:
+            ghosts = [operand.ghost if isinstance(operand, RecordedNumber) else operand for operand in operands]
+            try:
+                self.ghost = type(function(*ghosts))(1)
+            except (ArithmeticError, ValueError):  # the formula does not hold for these numbers
+                self.ghost = 1.0
         recorder.numbers.append(self)
 
     def _apply(self, function: Callable[..., Any], *operands: Any) -> Any:
@@ -175,7 +182,7 @@ class RecordedArray:
 
     def __getitem__(self, index: Any) -> RecordedArray:
         parts = index if isinstance(index, tuple) else (index,)
-        if not all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
+        if not all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts):
             raise RecordingError("an array is indexed by something else than numbers and slices; use xp.take")
         return self.view(np.asarray(self.ghost[(*parts, ...)] if Ellipsis not in parts else self.ghost[index]))
 
@@ -188,7 +195,7 @@ class RecordedArray:
     __int__ = __index__ = __complex__ = __float__
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise RecordingError("a NumPy function is called that is not of the array's namespace")
+        raise RecordingError(f"a NumPy function is called that is not of the array's namespace, or {_KEPT}")
 
     def __len__(self) -> int:
         return len(self.ghost)
@@ -225,6 +232,10 @@ _OPERATORS = {
 _UNARY_OPERATORS = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "bitwise_invert"}
 
 
+def _refuse_in_place(*_: Any) -> Any:
+    raise RecordingError("an array is changed in place; write y = y + x instead of y += x")
+
+
 def _add_operators() -> None:
     """Give recorded arrays and numbers Python's operators."""
 
@@ -249,10 +260,15 @@ def _add_operators() -> None:
         if name not in ("eq", "ne", "lt", "le", "gt", "ge"):
             setattr(RecordedArray, f"__r{name}__", of_array(function, True))
             setattr(RecordedNumber, f"__r{name}__", of_number(by_python, True))
+        if f"__i{name}__" in dir(operator):
+            setattr(RecordedArray, f"__i{name}__", _refuse_in_place)
     for name, function in _UNARY_OPERATORS.items():
         setattr(RecordedArray, f"__{name}__", lambda self, function=function: getattr(NAMESPACE, function)(self))
         by_python = getattr(operator, name)
         setattr(RecordedNumber, f"__{name}__", lambda self, by_python=by_python: self._apply(by_python, self))
+
+
+_KEPT = "a layer has kept an array from an earlier call; layers hold settings only, so compute it anew in each call"
 
 
 class Recorder:
@@ -262,12 +278,14 @@ class Recorder:
         instructions: the calls, in order.
         numbers: all recorded numbers, each after those that it is computed from; the first is the number of the step.
         inputs: the memory of each input.
+        finished: True when the step has been recorded.
     """
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
         self.numbers: list[RecordedNumber] = []
         self.inputs: list[Memory] = []
+        self.finished = False
         self.step = RecordedNumber(self)
 
     def input(self, array: Any) -> RecordedArray:
@@ -290,6 +308,8 @@ class Recorder:
 
     def call(self, kernel: Kernel, *operands: Any) -> None:
         """Write down the call of a kernel."""
+        if self.finished:
+            raise RecordingError(_KEPT)
         self.instructions.append(Instruction(kernel, operands))
 
     def contiguous(self, x: Any) -> RecordedArray:
@@ -313,6 +333,45 @@ class Recorder:
             x.memory.inside = (outer.memory, start * outer.ghost.itemsize)
         else:
             self.call(COPY, self.reshape(self.contiguous(x), (math.prod(x.shape),)), outer[start : start + x.size])
+
+
+def same_calls(one: Recorder, other: Recorder) -> bool:
+    """True if two recorders hold the same calls, with the same settings and constants."""
+    known: dict[Memory, Memory] = {}
+
+    def same_memory(mine: Memory, theirs: Memory) -> bool:
+        if mine in known:
+            return known[mine] is theirs
+        known[mine] = theirs
+        return mine.role != "constant" or _equal(mine.value, theirs.value)
+
+    def same(mine: Any, theirs: Any) -> bool:
+        if type(mine) is not type(theirs):
+            return False
+        if isinstance(mine, RecordedNumber):
+            return bool(mine.index == theirs.index)
+        if not isinstance(mine, RecordedArray):
+            return _equal(mine, theirs)
+        if (mine.shape, mine.dtype, mine.ghost.strides) != (theirs.shape, theirs.dtype, theirs.ghost.strides):
+            return False
+        moved = mine.size > 0 and mine.offset != theirs.offset
+        return not moved and same_memory(mine.memory, theirs.memory)
+
+    def all_same(mine: Sequence[Any], theirs: Sequence[Any]) -> bool:
+        return len(mine) == len(theirs) and all(map(same, mine, theirs))
+
+    return (
+        [call.kernel.name for call in one.instructions] == [call.kernel.name for call in other.instructions]
+        and all(all_same(a.operands, b.operands) for a, b in zip(one.instructions, other.instructions, strict=True))
+        and len(one.numbers) == len(other.numbers)
+        and all(all_same(a.operands, b.operands) for a, b in zip(one.numbers, other.numbers, strict=True))
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """True for the same numbers of the same dtype; NaN is equal to itself here."""
+    a, b = np.asarray(one), np.asarray(other)
+    return bool((a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes()))
 
 
 def constant(value: Any) -> RecordedArray:
@@ -360,6 +419,12 @@ _FORBIDDEN = frozenset(
 )
 """Functions whose result has a shape that depends on values."""
 
+_OF_DTYPES = frozenset(
+    {"broadcast_shapes", "can_cast", "finfo", "iinfo", "isdtype", "iscomplexobj", "isrealobj", "ndim", "result_type"}
+    | {"shape", "size"}
+)
+"""Functions that give no array, and look only at shapes and dtypes."""
+
 _LIKE = frozenset({"empty_like", "full_like", "ones_like", "zeros_like"})
 """Functions that look only at the shape and the dtype of an array."""
 
@@ -376,6 +441,7 @@ def _recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         if name in _FORBIDDEN:
             raise RecordingError(f"the shape of what {name} gives depends on values")
+        arguments = tuple(map(_with_constants, arguments))
         recorder: Recorder | None = None
         operands: list[RecordedArray | RecordedNumber] = []
 
@@ -383,12 +449,14 @@ def _recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             nonlocal recorder
             if isinstance(argument, RecordedArray):
                 recorder = recorder or argument.recorder
+                if argument.recorder not in (None, recorder):
+                    raise RecordingError(_KEPT)
                 operands.append(argument)
                 return argument.ghost
             if isinstance(argument, RecordedNumber):
                 recorder = argument.recorder
                 operands.append(argument)
-                return 1.0
+                return argument.ghost
             if isinstance(argument, (list, tuple)):
                 return type(argument)([ghost_of(part) for part in argument])
             return argument
@@ -404,7 +472,11 @@ def _recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(result, (tuple, list)) and any(isinstance(part, np.ndarray) for part in result):
             raise RecordingError(f"{name} gives several arrays")
         if not isinstance(result, (np.ndarray, np.generic)):
+            if operands and name not in _OF_DTYPES:
+                raise RecordingError(f"{name} gives no array")
             return result
+        if isinstance(function, np.ufunc) and len(arguments) > function.nin:
+            raise RecordingError(f"{name} is given an array for its result")
         result = np.asarray(result)
         for operand in operands:
             if isinstance(operand, RecordedArray) and np.may_share_memory(result, operand.memory.ghost):
@@ -417,6 +489,13 @@ def _recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     call.__name__ = name
     return call
+
+
+def _with_constants(argument: Any) -> Any:
+    """NumPy's own arrays become constants: a program computes with what they hold now."""
+    if isinstance(argument, (list, tuple)):
+        return type(argument)([_with_constants(part) for part in argument])
+    return constant(argument) if isinstance(argument, np.ndarray) else argument
 
 
 def _maximum(x: Any, y: Any, out: Any) -> None:
@@ -437,7 +516,7 @@ def _write_down(
     """Write down function(*arguments, **options) -> out, as a call whose operands stand side by side."""
     from xpnn_backends import primitives
 
-    if name == "astype" or (name == "asarray" and isinstance(arguments[0], RecordedArray)):
+    if name == "astype" or (name == "asarray" and isinstance(arguments[0], (RecordedArray, RecordedNumber))):
         recorder.call(COPY, arguments[0], out)
         return
     if name == "where" and not options:

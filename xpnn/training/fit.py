@@ -74,6 +74,7 @@ def fit(
             return trainer.train(epochs, interrupt, progress)
     finally:
         progress.end()
+        trainer.release()
 
 
 def evaluate(
@@ -95,7 +96,11 @@ def evaluate(
     batch_size = check_batch_size(batch_size)
     data = enter_data(network, x, y, criterion, sample_weight)
     network.check_loss(criterion)
-    return Evaluation(network, criterion, watched).run(data, batch_size)
+    evaluation = Evaluation(network, criterion, watched)
+    try:
+        return evaluation.run(data, batch_size)
+    finally:
+        evaluation.release()
 
 
 class Evaluation:
@@ -118,6 +123,17 @@ class Evaluation:
                 batch = _slice(data, start, min(start + size, data.samples))
                 state, _ = self._step(state, (network._theta, network._buffers, batch))
         return self._totals.read(state.totals, self._loss)
+
+    def release(self) -> None:
+        """Let go of the data."""
+        release(self._step)
+
+
+def release(step: Any) -> None:
+    """Where a compiled step holds the arrays that it was called with last, let it drop them: they may be large."""
+    let_go = getattr(step, "release", None)
+    if let_go is not None:
+        let_go()
 
 
 def _slice(data: Data, start: int, stop: int) -> Any:
@@ -235,6 +251,11 @@ class _Trainer:
             slots = {name: tuple(copy(block) for block in vector) for name, vector in start.slots.items()}
         buffers = {name: copy(array) for name, array in network._buffers.items()}
         return State(theta, slots, buffers, start.step, network.seed, self.totals.zero())
+
+    def release(self) -> None:
+        """Let go of the data, when the training is over."""
+        release(self.step)
+        self.evaluation.release()
 
     def _laid_out_anew(self) -> bool:
         return self.network.layout is not self.layout or self.network.backend is not self.backend

@@ -9,10 +9,12 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from xpnn_backends import fast
 from xpnn_backends.native import (
     activations,
     elementwise,
@@ -75,18 +77,23 @@ class _Pool:
 
     def __init__(self) -> None:
         self.blas: Blas | None = None
-        self.threads: threads.Threads | None = None
+        self.forget()
 
     def forget(self) -> None:
         """In a child process, the parent's threads are gone."""
-        self.threads = None
+        self._threads: dict[int, threads.Threads] = {}  # by their number, which a limit of the user's may change
+        self._lock = Lock()
 
-    def with_parts(self, parts: int) -> threads.Threads:
-        """That many threads."""
-        if self.threads is None or self.threads.parts != parts:
-            assert self.blas is not None
-            self.threads = threads.Threads(parts, self.blas.set_threads)
-        return self.threads
+    def with_parts(self, parts: int) -> threads.Threads | None:
+        """That many threads; None where no more can be started."""
+        with self._lock:
+            if parts not in self._threads:
+                assert self.blas is not None
+                try:
+                    self._threads[parts] = threads.Threads(parts, self.blas.set_threads)
+                except RuntimeError:
+                    return None
+            return self._threads[parts]
 
 
 _POOL = _Pool()
@@ -122,7 +129,7 @@ class Machine:
     def add(self, instruction: Instruction) -> bool:
         """Take an instruction into the list. False if it cannot run here."""
         native = instruction.kernel.native
-        if native is None:
+        if native is None or fast.why_not() is not None:
             return False
         name, operands = native, instruction.operands
         if callable(native):
@@ -145,13 +152,18 @@ class Machine:
             if not self._encode(token, operand, words, patches):
                 return False
             sizes.append(operand.size if isinstance(operand, RecordedArray) else 0)
+        kernel = _compiled_address(registry.compiled, name, dtype)
+        if not kernel:
+            return False
         start = len(self._words)
         for number, position, offset in patches:
             self.input_words.setdefault(number, []).append((start + position, offset))
         self._words += words
         work = max(sizes) if declared.work is None else sizes[declared.work]
-        split = declared.parallel and work >= _SMALLEST_SPLIT
-        self._calls.append((registry.compiled(name, dtype).address, start, threads.SPLIT if split else 0))
+        flags = 0
+        if declared.parallel and work >= _SMALLEST_SPLIT:
+            flags = threads.SPLIT | (2 * work // _SMALLEST_SPLIT) << threads.MOST_PARTS
+        self._calls.append((kernel, start, flags))
         return True
 
     def _encode(self, token: str, operand: Any, words: list[int], patches: list[tuple[int, int, int]]) -> bool:
@@ -202,7 +214,11 @@ class Machine:
         if isinstance(operand, RecordedArray) and operand.shape[2] == 1:
             strides = (*strides[:2], dtype.itemsize)
         together = strides[2] == dtype.itemsize
-        gather = strided.compiled_gather(wanted).address if converted or not together else 0
+        gather = 0
+        if converted or not together:
+            gather = _compiled_address(strided.compiled_gather, wanted)
+            if not gather:
+                return False
         words += [address, int(converted), _CODES[dtype], *strides, gather]
         return True
 
@@ -282,11 +298,13 @@ class Machine:
         library = blas()
 
         def run() -> None:
-            parts = min(library.threads(), threads.core_count())
-            if parts > 1:
-                _POOL.with_parts(parts).run(code, count)
-            else:
+            blas_threads = library.threads()
+            parts = min(blas_threads, threads.core_count())
+            together = _POOL.with_parts(parts) if parts > 1 else None
+            if together is None:
                 threads.run_alone(code, count)
+            else:
+                together.run(code, count, blas_threads)
 
         return run
 
@@ -298,6 +316,15 @@ def _working_dtype(tokens: list[str], operands: tuple[Any, ...]) -> str | None:
             name = {"float32": "f4", "float64": "f8"}
             return name.get(operand.dtype.name) if isinstance(operand, RecordedArray) else None
     return "f4"
+
+
+def _compiled_address(compiled: Callable[..., Any], *key: str) -> int:
+    """The address of a compiled function; 0, and no native kernels from now on, if it does not compile."""
+    try:
+        return int(compiled(*key).address)
+    except Exception as error:  # Numba, LLVM and the disk have errors of their own
+        fast.give_up(error)
+        return 0
 
 
 def _data(array: Any) -> int:

@@ -29,13 +29,17 @@ def _gemm(like, address, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, l
 def block(rows, columns, part, parts):
     """(first row, last + 1, first column, last + 1) of the block that is this part's.
 
-    The longer side is split; the block's edges lie on whole vectors.
+    The parts form the grid whose blocks have the shortest edges: what is read for a block is proportional to them. The
+    edges lie on whole vectors.
     """
-    if columns >= rows:
-        first, last = share(columns, part, parts, 16)
-        return 0, rows, first, last
-    first, last = share(rows, part, parts, 16)
-    return first, last, 0, columns
+    down, shortest = 1, rows + columns
+    for candidate in range(1, parts + 1):
+        edges = rows // candidate + columns // (parts // candidate)
+        if parts % candidate == 0 and edges < shortest:
+            down, shortest = candidate, edges
+    first_row, last_row = share(rows, part % down, down, 16)
+    first_column, last_column = share(columns, part // down, parts // down, 16)
+    return first_row, last_row, first_column, last_column
 
 
 @register_jitable
@@ -60,11 +64,40 @@ def small(m, n, k):
 
 
 @register_jitable
+def narrow_product(transpose_a, transpose_b, a, b, c):
+    """c = op(a) op(b), four rows of a column at a time: short rows fill no vector, and one sum waits for itself."""
+    m, n = c.shape
+    k = a.shape[0] if transpose_a else a.shape[1]
+    zero = c.dtype.type(0)
+    for j in range(n):
+        for i in range(0, m, 4):
+            # Beyond the last row, the last one is made again.
+            p, q, r = min(i + 1, m - 1), min(i + 2, m - 1), min(i + 3, m - 1)
+            first, second, third, fourth = zero, zero, zero, zero
+            for t in range(k):
+                factor = b[j, t] if transpose_b else b[t, j]
+                if transpose_a:
+                    first += a[t, i] * factor
+                    second += a[t, p] * factor
+                    third += a[t, q] * factor
+                    fourth += a[t, r] * factor
+                else:
+                    first += a[i, t] * factor
+                    second += a[p, t] * factor
+                    third += a[q, t] * factor
+                    fourth += a[r, t] * factor
+            c[i, j], c[p, j], c[q, j], c[r, j] = first, second, third, fourth
+
+
+@register_jitable
 def small_product(transpose_a, transpose_b, a, b, c):
     """c = op(a) op(b) in loops over whole rows of c, each sum in order of k."""
     m, n = c.shape
     k = a.shape[0] if transpose_a else a.shape[1]
     zero = c.dtype.type(0)
+    if n < 8 <= m:
+        narrow_product(transpose_a, transpose_b, a, b, c)
+        return
     for i in range(m):
         for j in range(n):
             c[i, j] = zero

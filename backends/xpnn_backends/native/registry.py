@@ -115,15 +115,24 @@ def compiled(name: str, dtype: str) -> Any:
     """The compiled kernel (its `.address` can be called) for "f4" or "f8"."""
     declared = KERNELS[name]
     return _counted(
-        lambda: _entry(declared.function, declared.operands.replace("T", dtype), version()),
+        lambda: _entry(f"{name}_{dtype}", declared.function, declared.operands.replace("T", dtype), version()),
         lambda made: int(made.cache_hits),
     )
 
 
-def _entry(function: Callable[..., None], specification: str, version: str) -> Any:
-    @cfunc(types.void(types.int64, types.int64, types.int64), cache=can_keep(), error_model="numpy")
+def _entry(name: str, function: Callable[..., None], specification: str, version: str) -> Any:
     def entry(words, part, parts):
         version  # noqa: B018 (a free variable: part of the cache's key)
         function(part, parts, *operands(words, specification))
 
-    return entry
+    name_for_cache(entry, name, version)
+    return cfunc(types.void(types.int64, types.int64, types.int64), cache=can_keep(), error_model="numpy")(entry)
+
+
+def name_for_cache(function: Any, name: str, version: str) -> None:
+    """Give what is compiled under many names files of its own in Numba's cache.
+
+    Numba keeps all versions of a function of one name in numbered files beside one index. Two processes that write
+    there at once may leave an index that calls one kernel by the number of another.
+    """
+    function.__name__ = function.__qualname__ = f"{function.__name__}_{name}_{version[:16]}"

@@ -123,8 +123,31 @@ def _gather(source, step, count, buffer):
             buffer[i] = convert(source[i * step], buffer)
 
 
-def _gather_for(pointer_to: Any, version: str) -> Any:
-    @cfunc(types.void(*[types.int64] * 5), cache=True)
+@register_jitable
+def _float32_buffer(address):
+    return _float32_at(address)
+
+
+@register_jitable
+def _float64_buffer(address):
+    return _float64_at(address)
+
+
+@register_jitable
+def _int64_buffer(address):
+    return _int64_at(address)
+
+
+@register_jitable
+def _bool_buffer(address):
+    return _bool_at(address)
+
+
+# Plain functions: an intrinsic is another one in each process, and what holds one is never found again on disk.
+_BUFFERS = {"f4": _float32_buffer, "f8": _float64_buffer, "i8": _int64_buffer, "b1": _bool_buffer}
+
+
+def _gather_for(pointer_to: Any, dtype: str, version: str) -> Any:
     def gather(address, code, stride, count, buffer):
         version  # noqa: B018 (a free variable: part of the cache's key)
         target = pointer_to(buffer)
@@ -137,7 +160,8 @@ def _gather_for(pointer_to: Any, version: str) -> Any:
         else:
             _gather(_bool_at(address), stride, count, target)
 
-    return gather
+    registry.name_for_cache(gather, dtype, version)
+    return cfunc(types.void(*[types.int64] * 5), cache=registry.can_keep())(gather)
 
 
 @cache
@@ -147,8 +171,7 @@ def compiled_gather(dtype: str) -> Any:
     buffer = `count` elements of the dtype with that code (see `intrinsics.operands`), `stride` bytes apart. It is
     compiled by itself, and called, because there are many kernels.
     """
-    pointer_to = {"f4": _float32_at, "f8": _float64_at, "i8": _int64_at, "b1": _bool_at}[dtype]
-    return _gather_for(pointer_to, registry.version())
+    return _gather_for(_BUFFERS[dtype], dtype, registry.version())
 
 
 @intrinsic

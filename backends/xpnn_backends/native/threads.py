@@ -8,8 +8,10 @@ to sleep.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import queue
 import threading
 from functools import cache
 
@@ -31,12 +33,14 @@ from xpnn_backends.native.registry import native
 CALL_WORDS = 3
 """Words of a call: the kernel's address, the address of its operands, and flags."""
 SPLIT = 1
-"""Flag: every thread does its part of this call; without it, the first thread does all."""
+"""Flag: the threads do a part of this call each; without it, the first thread does all."""
 WAIT = 2
 """Flag: all threads wait for each other after this call."""
+MOST_PARTS = 8
+"""From this bit on, a split call has the number of parts beyond which they would be too small."""
 
 # What the threads share, each on a cache line of its own (64 bytes).
-_ARRIVED, _PHASE, _ORDER, _CODE, _COUNT, _PARTS, _WANTED, _ASLEEP, _LEADER = range(0, 9 * 64, 64)
+_ARRIVED, _PHASE, _ORDER, _CODE, _COUNT, _PARTS, _WANTED, _ASLEEP, _CLAIMED, _LEADER = range(0, 10 * 64, 64)
 _SPINS = 3000
 """Looks at a shared word before a thread lets others have its core between two looks."""
 _PATIENCE = 600
@@ -74,7 +78,9 @@ def _walk(code, count, part, parts, shared, give_way):
     for index in range(0, CALL_WORDS * count, CALL_WORDS):
         flags = load_word(code, index + 2)
         if flags & SPLIT:
-            call_kernel(load_word(code, index), load_word(code, index + 1), part, parts)
+            used = min(parts, flags >> MOST_PARTS)
+            if part < used:
+                call_kernel(load_word(code, index), load_word(code, index + 1), part, used)
         elif part == 0:
             call_kernel(load_word(code, index), load_word(code, index + 1), 0, 1)
         if flags & WAIT:
@@ -128,14 +134,34 @@ def _serve(shared, part, seen, give_way, which_core):
 
 @native(types.int64(types.int64))
 def _claim(shared):
-    """Announce that a list comes; returns how many sleeping threads are to be woken for it."""
+    """Announce that a list comes; returns how many sleeping threads are to be woken for it.
+
+    They are on record until `_woken`: a caller that Ctrl-C breaks off leaves them to the next one. To wake a thread
+    once too often does no harm.
+    """
     atomic_swap(shared + _WANTED, 1)
-    return atomic_swap(shared + _ASLEEP, 0)
+    sleepers = atomic_swap(shared + _ASLEEP, 0)
+    return atomic_add(shared + _CLAIMED, sleepers) + sleepers
 
 
-@native(types.void(*[types.int64] * 7), nogil=True)
-def _lead(code, count, parts, shared, give_way, which_core, set_blas_threads):
-    """Hand the list out, and take part in it; the last call waits for all threads."""
+@native(types.void(types.int64))
+def _woken(shared):
+    """All threads that were claimed are awake."""
+    atomic_swap(shared + _CLAIMED, 0)
+
+
+@native(types.void(types.int64))
+def _let_sleep(shared):
+    """No list comes, after all."""
+    atomic_swap(shared + _WANTED, 0)
+
+
+@native(types.void(*[types.int64] * 8), nogil=True)
+def _lead(code, count, parts, shared, give_way, which_core, set_blas_threads, blas_threads):
+    """Hand the list out, and take part in it; the last call waits for all threads.
+
+    `blas_threads` is how many threads OpenBLAS has before and after.
+    """
     if which_core:
         atomic_swap(shared + _LEADER, types.int64(call_integer(which_core)))
     if set_blas_threads:
@@ -147,7 +173,7 @@ def _lead(code, count, parts, shared, give_way, which_core, set_blas_threads):
     _walk(code, count, 0, parts, shared, give_way)
     atomic_swap(shared + _WANTED, 0)
     if set_blas_threads:
-        call_with_integer(set_blas_threads, types.int32(parts))
+        call_with_integer(set_blas_threads, types.int32(blas_threads))
 
 
 class Threads:
@@ -167,29 +193,40 @@ class Threads:
         self._shared = address + -address % 64
         self._give_way = _address("sched_yield")
         self._which_core = _address("sched_getcpu")
-        self._wake = threading.Semaphore(0)
+        # One item wakes one thread. A semaphore is written in Python, and Ctrl-C inside it may leave it locked.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         for part in range(1, parts):
             threading.Thread(target=self._work, args=(part,), name=f"xpnn-{part}", daemon=True).start()
 
-    def run(self, code: int, count: int) -> None:
-        """Run a list of calls; the last one, and every one that others depend on, has the flag WAIT."""
+    def run(self, code: int, count: int, blas_threads: int) -> None:
+        """Run a list of calls; the last one, and every one that others depend on, has the flag WAIT.
+
+        OpenBLAS then has `blas_threads` threads again.
+        """
         with self._lock:
-            sleepers = _claim(self._shared)
-            if sleepers:
-                self._wake.release(sleepers)
-            _lead(code, count, self.parts, self._shared, self._give_way, self._which_core, self._set_blas_threads)
+            try:
+                sleepers = _claim(self._shared)
+                if sleepers:
+                    for _ in range(sleepers):
+                        self._wake.put(None)
+                    _woken(self._shared)
+                shared, set_blas_threads = self._shared, self._set_blas_threads
+                _lead(code, count, self.parts, shared, self._give_way, self._which_core, set_blas_threads, blas_threads)
+            except BaseException:  # Ctrl-C, between these calls
+                _let_sleep(self._shared)
+                raise
 
     def _work(self, part: int) -> None:
         seen = 0
-        cores = os.sched_getaffinity(0) if self._which_core else set()
+        cores = os.sched_getaffinity(0) if self._which_core and hasattr(os, "sched_getaffinity") else set()
         while True:
             self._leave_core(cores)
             seen = _serve(self._shared, part, seen, self._give_way, self._which_core)
             if seen < 0:
                 seen = ~seen
             else:
-                self._wake.acquire()
+                self._wake.get()
 
     def _leave_core(self, cores: set[int]) -> None:
         """Keep this thread off the leader's core.
@@ -200,7 +237,9 @@ class Threads:
         leader = ctypes.c_int64.from_address(self._shared + _LEADER).value
         others = cores - {leader}
         if others and leader in cores:
-            os.sched_setaffinity(0, others)
+            # It only helps; the system may have taken these cores away.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, others)
 
 
 def _address(name: str) -> int:
