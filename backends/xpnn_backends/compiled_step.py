@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from xpnn_backends.comparison import same_calls
 from xpnn_backends.program import KEEP, Program
-from xpnn_backends.recording import COPY, RecordedArray, RecordedNumber, Recorder, RecordingError, same_calls
+from xpnn_backends.recording import COPY, RecordedArray, RecordedNumber, Recorder, RecordingError
 
 _LOG = logging.getLogger("xpnn")
 _MOST_PROGRAMS = 16

@@ -113,10 +113,19 @@ def _and_sum(derivative: Callable[[Any, Any, Any], None]) -> Callable[..., None]
     return run
 
 
-def _relu_gradient(y: Any, dy: Any, dz: Any) -> None:
-    np.copyto(dz, 0.0)
-    # An infinity or a NaN that the derivative switches off must not come back as 0 x NaN.
-    np.copyto(dz, dy, where=y > 0)
+_BITS = {4: np.int32, 8: np.int64}
+
+
+def relu_gradient(y: Any, dy: Any, dz: Any) -> None:
+    """dz = dy where y > 0, else 0.
+
+    The bits of dy are kept or cleared: NumPy's `where` takes ten times as long, and a product would make 0 x NaN of a
+    NaN or an infinity that is switched off.
+    """
+    bits = _BITS[dz.itemsize]
+    mask = np.greater(y, 0.0).astype(bits)
+    np.negative(mask, out=mask)
+    np.bitwise_and(dy.view(bits), mask, out=dz.view(bits))
 
 
 def _tanh_gradient(y: Any, dy: Any, dz: Any) -> None:
@@ -144,7 +153,7 @@ STEPPED_GRADIENT = Kernel("stepped_gradient", _and_sum(_stepped_gradient), "step
 """As SLOPE_GRADIENT, but 0 where the slope is 0, even for an infinite dy."""
 
 VALUE_GRADIENT: dict[str | None, Kernel] = {
-    "relu": Kernel("relu_gradient", _and_sum(_relu_gradient), "relu_gradient", (2, 3)),
+    "relu": Kernel("relu_gradient", _and_sum(relu_gradient), "relu_gradient", (2, 3)),
     "tanh": Kernel("tanh_gradient", _and_sum(_tanh_gradient), "tanh_gradient", (2, 3)),
 }
 """activation -> kernel(y, dy, dz, dbias): as SLOPE_GRADIENT, from the activation's value y."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from xpnn.dispatch import OPS, Body
 from xpnn.ops.embedding import check_scatter
+from xpnn_backends.kernels_activations import relu_gradient
 from xpnn_backends.kernels_optimizers import ADAM, SGD, SGD_MOMENTUM
 
 
@@ -56,7 +57,9 @@ def _ones(length: int, dtype: Any) -> Any:
 
 
 def _relu_derivative(y: Any, dy: Any) -> Any:
-    return np.where(y > 0, dy, 0.0)
+    dz = np.empty_like(dy)
+    relu_gradient(y, dy, dz)
+    return dz
 
 
 def _tanh_derivative(y: Any, dy: Any) -> Any:
