@@ -401,8 +401,9 @@ class Network:
         return tuple(enter_data(self, X, y, by_name("loss", loss, LOSSES, Loss), sample_weight))
 
     def set_state(self, state: State) -> None:
-        """Take the parameters from a state that `step` returned."""
+        """Take the parameters and buffers from a state that `step` returned."""
         self._theta = tuple(self.backend.copy(block) for block in state.theta)
+        self._buffers = {name: self.backend.copy(array) for name, array in state.buffers.items()}
 
     def use_averaged_weights(self) -> Network:
         """Replace the weights by their average over the last training (an optimizer with `ema=`); returns the network.

@@ -18,7 +18,7 @@ from xpnn.backend import Backend, host
 from xpnn.dispatch import Array, device, namespace
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import Draw
-from xpnn.layers.layer import Layer, Parameter, Tree
+from xpnn.layers.layer import Buffer, Layer, Parameter, Tree
 from xpnn.ops.pack import pack
 
 Vector = tuple[Array, ...]
@@ -28,26 +28,31 @@ _ITEM_BYTES = {"float32": 4, "float64": 8}
 
 
 class Entry(NamedTuple):
-    """One parameter of a network: its name ("0.weight"), its number, its specification, and where layers see it.
+    """One parameter or buffer of a network: its name ("0.weight"), number, specification, and where layers see it.
 
     `places` has one path for each occurrence: a layer that is used twice sees its parameters in two places.
     """
 
     name: str
     number: int
-    parameter: Parameter
+    parameter: Parameter | Buffer
     places: tuple[tuple[str, ...], ...]
+
+    @property
+    def is_buffer(self) -> bool:
+        """True for what a layer keeps and nobody trains."""
+        return isinstance(self.parameter, Buffer)
 
 
 class Structure(NamedTuple):
-    """The parameters of a network, and the nested dicts (as the layers' `build` gave them) in which layers see them."""
+    """The parameters and buffers of a network, and the nested dicts (from `build`) in which layers see them."""
 
     entries: tuple[Entry, ...]
     tree: Tree
 
 
 def collect(root: Layer, tree: Tree) -> Structure:
-    """Every parameter below `root`, in the order of the layers; shared layers count once.
+    """Every parameter and buffer below `root`, in the order of the layers; shared layers count once.
 
     Raises ShapeError if a layer is used twice with inputs for which it would need different parameters.
     """
@@ -57,7 +62,7 @@ def collect(root: Layer, tree: Tree) -> Structure:
     def walk(layer: Layer, node: Tree, path: tuple[str, ...]) -> None:
         canonical = first_path.setdefault(id(layer), path)
         for key, item in node.items():
-            if isinstance(item, Parameter):
+            if isinstance(item, (Parameter, Buffer)):
                 name = ".".join((*canonical, key))
                 place = (*path, key)
                 known = entries.get(name)
@@ -85,10 +90,11 @@ class Layout:
     """Where each trainable parameter lies in theta.
 
     Args:
-        structure: all parameters of the network, from `collect`.
+        structure: all parameters and buffers of the network, from `collect`.
         dtype: "float32" or "float64".
         blocked: True for one block per parameter.
-        frozen: names that are not trained; they live beside theta, in the state's buffers.
+        frozen: names of parameters that are not trained, and of buffers that are not changed. Both live beside theta,
+            in the state's buffers, as all buffers do.
     """
 
     def __init__(self, structure: Structure, dtype: str, blocked: bool, frozen: Iterable[str] = ()) -> None:
@@ -97,7 +103,10 @@ class Layout:
         self.dtype = dtype
         self.blocked = blocked
         self.frozen = frozenset(frozen)
-        self.trained = tuple(entry for entry in self.entries if entry.name not in self.frozen)
+        self.trained = tuple(entry for entry in self.entries if entry.name not in self.frozen and not entry.is_buffer)
+        trained = {entry.name for entry in self.trained}
+        self.beside = tuple(entry for entry in self.entries if entry.name not in trained)
+        self._changing = tuple(entry for entry in self.beside if entry.is_buffer and entry.name not in self.frozen)
         unit = _ALIGNMENT_BYTES // _ITEM_BYTES[dtype]
         self.spans: dict[str, tuple[int, int]] = {}
         start = 0
@@ -204,6 +213,20 @@ class Layout:
             self._gradients_checked = True
         return self._join(found)
 
+    def changed_buffers(self, buffers: Mapping[str, Array], gradients: Tree) -> Mapping[str, Array]:
+        """The buffers after a training step: to each is added what the backward pass returned under its name."""
+        if not self._changing:
+            return buffers
+        changed = dict(buffers)
+        for entry in self._changing:
+            for place in entry.places:
+                change: Any = gradients
+                for key in place:
+                    change = change.get(key, {})
+                if hasattr(change, "shape"):
+                    changed[entry.name] = changed[entry.name] + change
+        return changed
+
     def check_gradients(self, gradients: Tree) -> None:
         """Raise ConfigError, which names layer and parameter, unless there is a gradient as wanted for each of them."""
         known = {place for entry in self.entries for place in entry.places}
@@ -213,9 +236,11 @@ class Layout:
                 raise ConfigError(
                     f"{_backward_of(place)} gives a gradient of {place[-1]!r}, which is none of its parameters"
                 )
-        for entry in self.trained:
+        for entry in (*self.trained, *self._changing):
             for place in entry.places:
                 gradient: Any = given.get(place)
+                if gradient is None and entry.is_buffer:
+                    continue
                 if not hasattr(gradient, "shape"):
                     raise ConfigError(
                         f"{_backward_of(place)} gives no gradient of its parameter {place[-1]!r}; it must return "
@@ -244,7 +269,7 @@ class Layout:
         return found
 
     def initialize(self, seed: int, backend: Backend) -> tuple[Vector, dict[str, Array]]:
-        """First values for all parameters: (theta, buffers), with the same bits on every backend."""
+        """First values for all parameters and buffers: (theta, buffers), with the same bits on every backend."""
         xp = host().xp
         arrays = {}
         for entry in self.entries:
@@ -260,7 +285,9 @@ class Layout:
     def place(self, arrays: Mapping[str, Array], backend: Backend) -> tuple[Vector, dict[str, Array]]:
         """Host arrays, one for each parameter, on the backend's device: (theta, buffers)."""
         theta = tuple(backend.asarray(block, self.dtype) for block in self.join(arrays))
-        buffers = {name: backend.asarray(arrays[name], self.dtype) for name in sorted(self.frozen)}
+        buffers = {
+            name: backend.asarray(arrays[name], self.dtype) for name in sorted(entry.name for entry in self.beside)
+        }
         return theta, buffers
 
 
@@ -280,6 +307,6 @@ def _backward_of(place: tuple[str, ...]) -> str:
 def _fill(structure: Tree, path: tuple[str, ...], at_place: Mapping[tuple[str, ...], Array]) -> Tree:
     """The nested dicts of `structure`, with arrays in the places of the parameters."""
     return {
-        key: at_place[(*path, key)] if isinstance(item, Parameter) else _fill(item, (*path, key), at_place)
+        key: at_place[(*path, key)] if isinstance(item, (Parameter, Buffer)) else _fill(item, (*path, key), at_place)
         for key, item in structure.items()
     }

@@ -233,7 +233,7 @@ def _wanted(root: Layer, description: dict[str, Any], plan: dict[str, Any] | Non
     shapes = {entry.name: entry.parameter.shape for entry in entries}
     for slot in plan["slots"] if plan else ():
         for entry in entries:
-            if entry.name not in description["frozen"]:
+            if entry.name not in description["frozen"] and not entry.is_buffer:
                 shapes[_slot_name(slot, entry.name)] = entry.parameter.shape
     return _Wanted(shapes, description["dtype"])
 

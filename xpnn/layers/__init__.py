@@ -23,7 +23,7 @@ from xpnn.layers.dense import Dense
 from xpnn.layers.dropout import Dropout
 from xpnn.layers.embedding import Embedding
 from xpnn.layers.function import Lambda
-from xpnn.layers.layer import Layer, Parameter, Run
+from xpnn.layers.layer import Buffer, Layer, Parameter, Run
 from xpnn.layers.parallel import Parallel
 from xpnn.layers.prelu import PReLU
 from xpnn.layers.residual import Residual
@@ -37,6 +37,7 @@ __all__ = [
     "GELU",
     "SELU",
     "Activation",
+    "Buffer",
     "Dense",
     "Dropout",
     "Embedding",

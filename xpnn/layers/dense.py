@@ -27,6 +27,8 @@ class Dense(Layer):
         ShapeError: (when built) the last axis of the input has another length than `in`.
     """
 
+    fuses_activation = True
+
     def __init__(
         self,
         *sizes: int,

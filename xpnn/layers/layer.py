@@ -12,6 +12,7 @@ from xpnn.initializers import Initializer
 from xpnn.random import DROPOUT, RandomKey, stream
 
 Shape = tuple[int, ...]
+"""Of a sample, without the batch. Where a layer takes or gives several arrays, a tuple of such tuples."""
 Tree = dict[str, Any]
 """Nested dicts: parameter name -> array (or its specification, or its gradient), child name -> tree of the child."""
 
@@ -25,6 +26,28 @@ class Parameter(NamedTuple):
     initializer: Initializer
 
 
+class Buffer(NamedTuple):
+    """An array that a layer keeps and that is not trained: a running mean, say.
+
+    A training step changes it by what the layer's backward function returns under its name, among the gradients: what
+    is to be added to it. So changes travel as gradients do, and those of a layer that is used twice add up. A name that
+    is missing there leaves the buffer as it is.
+    """
+
+    shape: Shape
+    initializer: Initializer
+
+
+class _Pass:
+    """What all layers of one forward pass share."""
+
+    __slots__ = ("keys", "mask")
+
+    def __init__(self) -> None:
+        self.keys = 0
+        self.mask: Array | None = None
+
+
 class Run:
     """What a forward pass knows besides its arrays.
 
@@ -33,19 +56,31 @@ class Run:
         input_gradient: False where nobody needs the gradient with respect to the layer's input.
     """
 
-    __slots__ = ("_count", "input_gradient", "seed", "step", "training")
+    __slots__ = ("_shared", "input_gradient", "seed", "step", "training")
 
     def __init__(self, training: bool = False, seed: int = 0, step: Any = 0, input_gradient: bool = True) -> None:
         self.training = training
         self.seed = seed
         self.step = step
         self.input_gradient = input_gradient
-        self._count = [0]
+        self._shared = _Pass()
+
+    @property
+    def mask(self) -> Array | None:
+        """Which time steps of which sequences count: a bool array (batch, time), or None for all of them.
+
+        A layer such as Masking sets it in its forward function, and the layers behind it read it.
+        """
+        return self._shared.mask
+
+    @mask.setter
+    def mask(self, mask: Array | None) -> None:
+        self._shared.mask = mask
 
     def random_key(self) -> RandomKey:
         """A key for random bits; each call within one forward pass gives another one."""
-        index = self._count[0]
-        self._count[0] = index + 1
+        index = self._shared.keys
+        self._shared.keys = index + 1
         return RandomKey(self.seed, stream(DROPOUT, index), self.step)
 
     def with_input_gradient(self) -> Run:
@@ -53,7 +88,7 @@ class Run:
         if self.input_gradient:
             return self
         inner = Run(self.training, self.seed, self.step, True)
-        inner._count = self._count
+        inner._shared = self._shared
         return inner
 
 
@@ -63,19 +98,25 @@ class Layer(Configurable):
     A subclass says in `build` which parameters it needs for a shape of input, and in `forward` what it computes
     from input and parameters. `forward` returns its output and its backward function; what that needs, it closes over.
 
+    A layer with several inputs takes a tuple of arrays, its `build` a tuple of shapes, and its backward function
+    returns a tuple of gradients; one with several outputs returns a tuple, and its backward function takes one.
+
     Attributes:
         children: the layers inside this one by name; {} for most.
         output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, "sigmoid" where each
             output is a probability of its own, "same" where it is what the input is, else "any".
         input_kind: "float"; "index" for a layer that looks its input up in a table; "any" if it takes both.
+        fuses_activation: True if `forward` takes, as its fourth argument `activation`, the name of a simple activation
+            (one of `xpnn.ops.linear.FUSABLE`) to apply as well: a Sequential gives it that of the layer behind.
     """
 
     children: Mapping[str, Layer] = {}
+    fuses_activation: ClassVar[bool] = False
     output_kind: ClassVar[str] = "any"
     input_kind: ClassVar[str] = "float"
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        """(shape of an output sample, parameters) for samples of `input_shape`; shapes without the batch.
+        """(shape of an output sample, parameters and buffers) for samples of `input_shape`, without the batch.
 
         Raises ShapeError if samples of that shape cannot be used.
         """
@@ -113,7 +154,7 @@ def checked_build(layer: Layer, input_shape: Shape) -> tuple[Shape, Tree]:
     shape, given = built
     tree: Tree = {}
     for name, item in given.items():
-        if isinstance(item, Parameter):
+        if isinstance(item, (Parameter, Buffer)):
             if not isinstance(item.initializer, Initializer):
                 raise ConfigError(
                     f"{layer!r}: the initializer of its parameter {name!r} is {item.initializer!r}; give an object, "
@@ -130,6 +171,8 @@ def checked_build(layer: Layer, input_shape: Shape) -> tuple[Shape, Tree]:
 def _checked_shape(layer: Layer, whose: str, shape: Any) -> Shape:
     try:
         if isinstance(shape, (tuple, list)):
+            if shape and all(isinstance(part, (tuple, list)) for part in shape):
+                return tuple(_checked_shape(layer, whose, part) for part in shape)  # type: ignore[misc]
             return tuple(check_integer("length", length, minimum=0) for length in shape)
     except ConfigError:
         pass

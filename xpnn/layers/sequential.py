@@ -7,7 +7,6 @@ from typing import Any
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError
 from xpnn.layers.activation import Activation
-from xpnn.layers.dense import Dense
 from xpnn.layers.dropout import Dropout
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, as_layer
 
@@ -15,7 +14,7 @@ from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, as_layer
 class Sequential(Layer):
     """The output of each layer is the input of the next: y = f_n(... f_2(f_1(x))).
 
-    A Dense layer and a simple activation behind it run as one fused op; names and results stay the same.
+    A Dense or convolution layer and a simple activation behind it run as one fused op; names and results stay the same.
 
     Args:
         layers: the layers, or one list of them; none at all is the identity. A list among them stands for a
@@ -79,12 +78,14 @@ class Sequential(Layer):
                     x, backward = layer.forward(x, parameters[name], here)
                 else:
                     x, backward = layer.forward(x, parameters[name], here, activation)  # type: ignore[call-arg]
+                if run.mask is not None and not _fits(run.mask, x):
+                    run.mask = None  # the time axis is gone, or is another one
                 # Before the first layer with parameters there is nothing that a gradient would be needed for.
                 if gradient_wanted or parameters[name]:
                     gradient_wanted = True
                     backwards.append((name, backward))
         except Exception as error:
-            error.add_note(f"in the forward pass of {self._label(name)}, whose input has shape {tuple(x.shape)}")
+            error.add_note(f"in the forward pass of {self._label(name)}, whose input has shape {_shape_of(x)}")
             raise
 
         def chain(dy: Any) -> tuple[Any, Tree]:
@@ -112,6 +113,15 @@ def as_sequence(position: str, value: Any) -> Layer:
     return Sequential(*value) if isinstance(value, (list, tuple)) else as_layer(position, value)
 
 
+def _fits(mask: Array, x: Any) -> bool:
+    """True if x is a sequence whose steps the mask may speak of."""
+    return not isinstance(x, tuple) and x.ndim > 2 and tuple(x.shape[:2]) == tuple(mask.shape)
+
+
+def _shape_of(x: Any) -> Any:
+    return tuple(map(_shape_of, x)) if isinstance(x, tuple) else tuple(x.shape)
+
+
 def _check_kinds(layers: tuple[Layer, ...]) -> None:
     """Raise ConfigError if a layer that looks indices up would get what another layer has computed."""
     before: Layer | None = None
@@ -126,13 +136,13 @@ def _check_kinds(layers: tuple[Layer, ...]) -> None:
 
 
 def _fuse(layers: tuple[Layer, ...]) -> list[tuple[str, Layer, str | None]]:
-    """(name, layer, fused activation) for what runs: an activation behind a Dense layer becomes part of its op."""
+    """(name, layer, fused activation) for what runs: an activation behind a layer that takes it is part of its op."""
     plan: list[tuple[str, Layer, str | None]] = []
     for position, layer in enumerate(layers):
         fusable = layer.fusable if isinstance(layer, Activation) else None
-        if fusable and position and type(layers[position - 1]) is Dense:
-            name, dense, _ = plan[-1]
-            plan[-1] = (name, dense, fusable)
+        if fusable and position and layers[position - 1].fuses_activation:
+            name, before, _ = plan[-1]
+            plan[-1] = (name, before, fusable)
         else:
             plan.append((str(position), layer, None))
     return plan

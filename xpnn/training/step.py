@@ -39,7 +39,7 @@ class State(NamedTuple):
     Attributes:
         theta: the trained parameters, as one vector.
         slots: the optimizer's memory, vectors of theta's layout.
-        buffers: name -> array that is read and not trained (frozen parameters).
+        buffers: name -> array that is not trained: what layers keep (running means), and frozen parameters.
         step: how many steps were taken.
         key: the seed of the dropout masks.
         totals: running sums since the start of the epoch: "loss", and one for each metric.
@@ -85,8 +85,9 @@ def make_step(root: Layer, layout: Layout, loss: Loss, optimizer: Optimizer, met
         _, gradients = backward(loss_vjp(1.0)[0])
         gradient = layout.gradient_vector(gradients)
         theta, slots = optimizer.apply(state.theta, gradient, state.slots, state.step, layout)
+        buffers = layout.changed_buffers(state.buffers, gradients)
         totals = add_to_totals(state.totals, loss, metrics, prediction, target, weight, value)
-        return State(theta, slots, state.buffers, state.step + 1, state.key, totals), value
+        return State(theta, slots, buffers, state.step + 1, state.key, totals), value
 
     return step
 

@@ -25,10 +25,13 @@ def summary(network: Network) -> str:
         cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].ljust(widths[2]), row[3].rjust(widths[3])]
         lines.append("  ".join(cells).rstrip())
     ruler = "-" * max(len(line) for line in lines)
-    frozen = sum(counts[name] for name in network.layout.frozen)
-    total = sum(counts.values())
+    buffers = sum(counts[entry.name] for entry in network.layout.entries if entry.is_buffer)
+    frozen = sum(counts[entry.name] for entry in network.layout.beside) - buffers
+    total = sum(counts.values()) - buffers
     size = total * (4 if network.dtype == "float32" else 8)
     foot = f"{total:,} parameters ({_bytes(size)} in {network.dtype}){f', {frozen:,} of them frozen' if frozen else ''}"
+    if buffers:
+        foot += f"; and {buffers:,} numbers that layers keep (running means)"
     head = f"input {network.input_shape}, backend {network.backend.spec}"
     return "\n".join([head, ruler, lines[0], ruler, *lines[1:], ruler, foot])
 
