@@ -9,7 +9,7 @@ import pytest
 
 import xpnn
 from xpnn.dispatch import namespace
-from xpnn.errors import ConfigError
+from xpnn.errors import CheckError, ConfigError
 from xpnn.layers.layer import Backward, Buffer, Layer, Parameter, Run, Shape, Tree
 
 DATA = np.random.default_rng(0).normal(1.0, 2.0, (32, 3))
@@ -213,3 +213,25 @@ def test_a_sequential_passes_tuples_on() -> None:
     assert np.array_equal(da, 5.0 * a)
     assert np.array_equal(db, 2.0 * b)
     assert gradients["0"]["weight"].tolist() == [4.0, 4.0, 4.0]
+
+
+def test_layers_with_several_inputs_are_checked_like_others(backend: Any, dtype: str) -> None:
+    report = xpnn.testing.check_layer(Swap(), ((4, 2), (4, 3)), backend, dtype)  # type: ignore[arg-type]
+    assert {"output", "input.0", "input.1", "weight"} <= set(report.errors)
+
+
+def test_a_wrong_gradient_of_one_input_of_several_is_found() -> None:
+    class Wrong(Swap):
+        """Gives the second input half its gradient."""
+
+        def forward(self, x: Any, parameters: Tree, run: Run) -> tuple[Any, Backward]:
+            y, backward = super().forward(x, parameters, run)
+
+            def halved(dy: Any) -> tuple[Any, Tree]:
+                (first, second), gradients = backward(dy)
+                return (first, 0.5 * second), gradients
+
+            return y, halved
+
+    with pytest.raises(CheckError, match=r"gradient of 'input\.1' is wrong"):
+        xpnn.testing.check_gradients(Wrong(), ((4, 2), (4, 3)))  # type: ignore[arg-type]

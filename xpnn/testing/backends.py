@@ -65,7 +65,7 @@ def check_backends(
 
     Args:
         layer: any layer, your own too.
-        input_shape: of a whole input, the batch included.
+        input_shape: of a whole input, the batch included; a tuple of shapes for a layer that takes several.
         backends: "all" for all rows of the matrix, or names of rows and backend specs, as in ["numpy", "cupy:1"].
         dtypes: which dtypes to run.
         training: whether dropout acts.
@@ -114,11 +114,18 @@ def check_layer(
     """
     bound = get_backend(backend)
     errors = _check_row(prepare(layer, input_shape, training, seed), bound, dtype, tolerance, bound.spec)
-    empty = prepare(layer, (0, *tuple(input_shape)[1:]), training, seed)
+    empty = prepare(layer, _without_samples(input_shape), training, seed)
     _evaluate(empty, bound, dtype, f"{bound.spec}, {dtype}, with an empty batch")
     if dtype == "float64":
         check_gradients(layer, input_shape, training=training, seed=seed)
     return RowReport(bound.spec, dtype, errors)
+
+
+def _without_samples(input_shape: Shape) -> Shape:
+    """The shape with a batch of 0; of several inputs, all of them."""
+    if input_shape and all(isinstance(part, (tuple, list)) for part in input_shape):
+        return tuple(map(_without_samples, input_shape))  # type: ignore[arg-type]
+    return (0, *tuple(input_shape)[1:])
 
 
 def _rows(backends: str | Sequence[str]) -> list[Row]:

@@ -11,7 +11,7 @@ from xpnn.backend import host
 from xpnn.dispatch import Array
 from xpnn.errors import CheckError
 from xpnn.layers.layer import Layer, Shape
-from xpnn.testing.trial import INPUT, Trial, evaluate, forward_only, prepare
+from xpnn.testing.trial import Trial, evaluate, forward_only, joined, prepare
 
 _STEP = 1e-5
 """The error of a central difference is of order step^2 (the formula) and eps/step (rounding): 1e-10 and 1e-11."""
@@ -53,7 +53,7 @@ def check_gradients(
 
     Args:
         layer: any layer, your own too.
-        input_shape: of a whole input, the batch included.
+        input_shape: of a whole input, the batch included; a tuple of shapes for a layer that takes several.
         training: whether dropout acts.
         seed: of the random input, parameters and cotangent.
         tolerance: the largest accepted difference, relative to the largest gradient of the same array.
@@ -104,12 +104,12 @@ def _compare(trial: Trial, name: str, gradient: Array, tolerance: float, element
 def _loss(trial: Trial, name: str, index: int, change: float) -> float:
     """L = sum(cotangent * output), with one element of the input or of a parameter changed."""
     xp = host().xp
-    old = trial.x if name == INPUT else trial.values[name]
+    old = trial.inputs()[name] if name in trial.inputs() else trial.values[name]
     flat = xp.reshape(old, (-1,))
     here = xp.arange(flat.shape[0]) == index
     new = xp.reshape(xp.where(here, flat + change, flat), old.shape)
-    moved = trial._replace(x=new) if name == INPUT else trial._replace(values={**trial.values, name: new})
-    return math.fsum(float(product) for product in xp.reshape(trial.cotangent * forward_only(moved), (-1,)))
+    products = joined(trial.cotangent) * joined(forward_only(trial.moved(name, new)))
+    return math.fsum(float(product) for product in xp.reshape(products, (-1,)))
 
 
 def _position(index: int, shape: Shape) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from xpnn import random
@@ -15,11 +15,14 @@ from xpnn.parameters import Layout, Structure, collect
 from xpnn.testing.checks import check_array, same_bits
 
 INPUT = "input"
-"""What the layer's input is called among the names of its parameters."""
+"""What the layer's input is called among the names of its parameters; several are called "input.0", "input.1"..."""
 
 
 class LayerOutcome(NamedTuple):
-    """What a layer gave, on the host: its output, and gradients by the names of the parameters and "input"."""
+    """What a layer gave, on the host: its output, and gradients by the names of the parameters and "input".
+
+    Several outputs stand in one flat array, one after the other.
+    """
 
     output: Array
     gradients: dict[str, Array]
@@ -32,35 +35,63 @@ class Trial(NamedTuple):
         layer: the layer.
         structure: its parameters.
         values: the parameters' values by name; no zeros, which would hide wrong gradients behind them.
-        x: the input.
-        cotangent: the gradient with respect to the output.
+        x: the inputs, a tuple where the layer takes several.
+        cotangent: the gradient with respect to the output; a tuple where it gives several.
         training: whether dropout acts.
     """
 
     layer: Layer
     structure: Structure
     values: Mapping[str, Array]
-    x: Array
-    cotangent: Array
+    x: Any
+    cotangent: Any
     training: bool
 
     def rounded(self, dtype: str) -> Trial:
         """The same trial with numbers that the dtype can hold."""
         values = {name: _rounded(value, dtype) for name, value in self.values.items()}
-        return self._replace(values=values, x=_rounded(self.x, dtype), cotangent=_rounded(self.cotangent, dtype))
+        return self._replace(
+            values=values,
+            x=each(lambda array: _rounded(array, dtype), self.x),
+            cotangent=each(lambda array: _rounded(array, dtype), self.cotangent),
+        )
+
+    def inputs(self) -> dict[str, Array]:
+        """The inputs by name."""
+        return named_inputs(self.x)
+
+    def moved(self, name: str, array: Array) -> Trial:
+        """The same trial with another input, or value of a parameter, of that name."""
+        if name not in self.inputs():
+            return self._replace(values={**self.values, name: array})
+        if not isinstance(self.x, tuple):
+            return self._replace(x=array)
+        return self._replace(x=tuple({**self.inputs(), name: array}.values()))
+
+
+def each(function: Callable[[Any], Any], value: Any) -> Any:
+    """function(value); of each part, where `value` is a tuple of arrays."""
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+
+
+def named_inputs(x: Any) -> dict[str, Any]:
+    """ "input" -> x; of a tuple, "input.0" -> its first part, and so on."""
+    return {f"{INPUT}.{index}": part for index, part in enumerate(x)} if isinstance(x, tuple) else {INPUT: x}
 
 
 def prepare(layer: Layer, input_shape: Shape, training: bool, seed: int) -> Trial:
-    """A trial of a layer for inputs of `input_shape`, which includes the batch.
+    """A trial of a layer for inputs of `input_shape`, which includes the batch; of several, a tuple of shapes.
 
     Raises ConfigError if the shape has no batch; ShapeError if the layer refuses it.
     """
     if not isinstance(layer, Layer):
         raise ConfigError(f"{layer!r} is no xpnn.Layer")
-    shape = tuple(int(length) for length in input_shape)
-    if not shape:
+    several = bool(input_shape) and all(isinstance(part, (tuple, list)) for part in input_shape)
+    shapes = [tuple(int(length) for length in shape) for shape in (input_shape if several else [input_shape])]  # type: ignore[union-attr]
+    if not all(shapes):
         raise ConfigError("input_shape=() has no batch; give the shape of a whole input, (batch, ...)")
-    output_shape, tree = checked_build(layer, shape[1:])
+    samples = tuple(shape[1:] for shape in shapes)
+    output_shape, tree = checked_build(layer, samples if several else samples[0])  # type: ignore[arg-type]
     structure = collect(layer, tree)
     values = {}
     for entry in structure.entries:
@@ -68,11 +99,16 @@ def prepare(layer: Layer, input_shape: Shape, training: bool, seed: int) -> Tria
         values[entry.name] = first + _uniform(entry.parameter.shape, seed, 3 + entry.number) - 0.5
     if layer.input_kind == "index":
         xp = host().xp
-        x = xp.astype(xp.floor(_uniform(shape, seed, 0) * _index_limit(layer)), xp.int64)
+        inputs = [xp.astype(xp.floor(_uniform(shapes[0], seed, 0) * _index_limit(layer)), xp.int64)]
     else:
-        x = 4.0 * _uniform(shape, seed, 0) - 2.0
-    cotangent = 2.0 * _uniform((shape[0], *output_shape), seed, 1) - 1.0
-    return Trial(layer, structure, values, x, cotangent, training)
+        inputs = [4.0 * _uniform(shape, seed, 50 * index) - 2.0 for index, shape in enumerate(shapes)]
+    batch = shapes[0][0]
+    if output_shape and isinstance(output_shape[0], tuple):
+        outputs = [(batch, *shape) for shape in output_shape]
+        cotangent: Any = tuple(2.0 * _uniform(shape, seed, 1 + 50 * i) - 1.0 for i, shape in enumerate(outputs))
+    else:
+        cotangent = 2.0 * _uniform((batch, *output_shape), seed, 1) - 1.0
+    return Trial(layer, structure, values, tuple(inputs) if several else inputs[0], cotangent, training)
 
 
 def evaluate(trial: Trial, backend: Backend, dtype: str) -> LayerOutcome:
@@ -84,26 +120,29 @@ def evaluate(trial: Trial, backend: Backend, dtype: str) -> LayerOutcome:
     layout = Layout(trial.structure, dtype, backend.blocked)
     theta, buffers = layout.place(trial.values, backend)
     indices = layer.input_kind == "index"
-    x = backend.asarray(trial.x, "int64" if indices else dtype)
-    cotangent = backend.asarray(trial.cotangent, dtype)
-    inputs = (*theta, x, cotangent)
+    x = each(lambda array: backend.asarray(array, "int64" if indices else dtype), trial.x)
+    cotangent = each(lambda array: backend.asarray(array, dtype), trial.cotangent)
+    given = named_inputs(x)
+    inputs = (*theta, *given.values(), *_parts(cotangent))
     before = [backend.to_host(array).copy() for array in inputs]
     with backend.context(), backend.discipline():
 
-        def call(x: Array, *theta: Array) -> Any:
-            return layer.forward(x, layout.tree(theta, buffers), _run(trial))
+        def call(*arrays: Array) -> Any:
+            first, theta = arrays[: len(given)], arrays[len(given) :]
+            return layer.forward(first if isinstance(x, tuple) else first[0], layout.tree(theta, buffers), _run(trial))
 
-        y, backward = backend.evaluate(call, x, *theta)
-        check_array(f"{layer!r}: the output", y, backend, cotangent)
+        y, backward = backend.evaluate(call, *given.values(), *theta)
+        for output, wanted in zip(_parts(y), _parts(cotangent), strict=True):
+            check_array(f"{layer!r}: the output", output, backend, wanted)
         dx, tree = backward(cotangent)
         gradients = _gather(trial, layout, tree)
     if not indices:
-        gradients = {INPUT: dx, **gradients}
+        gradients = {**named_inputs(dx), **gradients}
     parts = layout.split(theta)
     for name, gradient in gradients.items():
         if gradient is None:
             raise CheckError(f"{layer!r}: backward gave None as the gradient of {name!r}")
-        check_array(f"{layer!r}: the gradient of {name!r}", gradient, backend, x if name == INPUT else parts[name])
+        check_array(f"{layer!r}: the gradient of {name!r}", gradient, backend, {**parts, **given}[name])
     try:
         layout.check_gradients(tree)
     except ConfigError as error:
@@ -111,14 +150,25 @@ def evaluate(trial: Trial, backend: Backend, dtype: str) -> LayerOutcome:
     for array, copy in zip(inputs, before, strict=True):
         if not same_bits(backend.to_host(array), copy):
             raise CheckError(f"{layer!r} modified its input, its parameters or the gradient that backward was given")
-    return LayerOutcome(backend.to_host(y), {name: backend.to_host(array) for name, array in gradients.items()})
+    on_host = {name: backend.to_host(array) for name, array in gradients.items()}
+    return LayerOutcome(joined(each(backend.to_host, y)), on_host)
 
 
-def forward_only(trial: Trial) -> Array:
+def forward_only(trial: Trial) -> Any:
     """The layer's output on NumPy in float64."""
     layout = Layout(trial.structure, "float64", host().blocked)
     theta, buffers = layout.place(trial.values, host())
     return trial.layer.forward(trial.x, layout.tree(theta, buffers), _run(trial))[0]
+
+
+def joined(value: Any) -> Array:
+    """Several host arrays as one flat one; one array as it is."""
+    xp = host().xp
+    return xp.concat([xp.reshape(part, (-1,)) for part in value]) if isinstance(value, tuple) else value
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _run(trial: Trial) -> Run:
