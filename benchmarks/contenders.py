@@ -6,15 +6,19 @@ import itertools
 from typing import Any
 
 import models
+from deep import Deep
 from networks import Spec, data
-from turns import Calls, Contender
+from turns import Calls, Contender, NotApplicableError
 
 
-def xpnn(spec: Spec) -> Calls:
+def xpnn(spec: Spec | Deep) -> Calls:
     """The compiled step of xpnn, on its NumPy backend."""
-    net = models.xpnn_network(spec.sizes, spec.activation)  # imports xpnn, which chooses NumPy's BLAS kernels
     import xpnn
 
+    if isinstance(spec, Deep):
+        net = xpnn.Network(*spec.xpnn(), backend="numpy", input_shape=spec.input_shape)
+    else:
+        net = models.xpnn_network(spec.sizes, spec.activation)
     optimizer = xpnn.SGD(models.RATES["sgd"]) if spec.optimizer == "sgd" else xpnn.Adam(models.RATES["adam"])
     step = net.step(spec.loss, optimizer)
     state = net.initial_state(optimizer, spec.loss)
@@ -29,21 +33,47 @@ def xpnn(spec: Spec) -> Calls:
     return steps
 
 
-def torch_eager(spec: Spec) -> Calls:
+def torch_eager(spec: Spec | Deep) -> Calls:
     """PyTorch, eager, with its default optimizers, as its tutorials write it."""
     return _torch(spec, fused=False)
 
 
-def torch_fused(spec: Spec) -> Calls:
+def torch_fused(spec: Spec | Deep) -> Calls:
     """PyTorch, eager, with its fused optimizers."""
     return _torch(spec, fused=True)
 
 
-def _torch(spec: Spec, fused: bool) -> Calls:
+def torch_channels_last(spec: Spec | Deep) -> Calls:
+    """As `torch_fused`, with images in PyTorch's memory format channels_last."""
+    if not isinstance(spec, Deep):
+        raise NotApplicableError("no images")
+    return _torch(spec, fused=True, channels_last=True)
+
+
+def _torch_parts(spec: Spec | Deep, channels_last: bool = False) -> tuple[Any, Any, Any]:
+    """(network, inputs, targets)."""
     import torch
 
     inputs, targets = (torch.from_numpy(array) for array in data(spec))
-    net = models.torch_network(spec.sizes, spec.activation)
+    if not isinstance(spec, Deep):
+        return models.torch_network(spec.sizes, spec.activation), inputs, targets
+    torch.manual_seed(0)
+    net = spec.torch()
+    if spec.is_image:
+        inputs = inputs.permute(0, 3, 1, 2).contiguous()
+    if channels_last:
+        if not spec.is_image:
+            raise NotApplicableError("no images")
+        net, inputs = net.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
+    return net, inputs, targets
+
+
+def _torch(spec: Spec | Deep, fused: bool, channels_last: bool = False) -> Calls:
+    net, inputs, targets = _torch_parts(spec, channels_last)
+    return _torch_steps(net, spec, fused, inputs, targets)
+
+
+def _torch_steps(net: Any, spec: Spec | Deep, fused: bool, inputs: Any, targets: Any) -> Calls:
     criterion = models.torch_loss(spec.loss)
     optimizer = models.torch_optimizer(net, spec.optimizer, fused)
 
@@ -58,12 +88,16 @@ def _torch(spec: Spec, fused: bool) -> Calls:
     return steps
 
 
-def torch_compile(spec: Spec) -> Calls:
-    """PyTorch with the whole step compiled as one graph."""
+def torch_compile(spec: Spec | Deep) -> Calls:
+    """PyTorch with the whole step compiled as one graph; of a deep network, the model with its loss and gradients.
+
+    A graph of the whole step refuses running statistics, and PyTorch's LSTM is not compiled at all.
+    """
     import torch
 
-    inputs, targets = (torch.from_numpy(array) for array in data(spec))
-    net = models.torch_network(spec.sizes, spec.activation)
+    net, inputs, targets = _torch_parts(spec)
+    if isinstance(spec, Deep):
+        return _torch_steps(torch.compile(net, dynamic=False), spec, True, inputs, targets)
     step, _ = models.torch_compiled_step(net, spec.loss, spec.optimizer)
 
     def steps(count: int) -> float:
@@ -74,23 +108,32 @@ def torch_compile(spec: Spec) -> Calls:
     return steps
 
 
-def jax(spec: Spec) -> Calls:
+def jax(spec: Spec | Deep) -> Calls:
     """JAX: the whole step in one jit, the state donated, the batch on the device."""
-    return _jax(spec, models.jax_step)
+    if isinstance(spec, Deep):
+        parameters, forward = spec.jax()
+        return _jax(spec, parameters, models.jax_step_of(forward, spec.loss, spec.optimizer))
+    return _jax_dense(spec, models.jax_step)
 
 
-def jax_flat(spec: Spec) -> Calls:
+def jax_flat(spec: Spec | Deep) -> Calls:
     """The same, with all parameters in one vector."""
-    return _jax(spec, models.jax_flat_step)
+    spec = _dense_alone(spec)
+    return _jax_dense(spec, models.jax_flat_step)
 
 
-def _jax(spec: Spec, make_step: Any) -> Calls:
+def _jax_dense(spec: Spec, make_step: Any) -> Calls:
+    made = make_step(spec.sizes, spec.activation, spec.loss, spec.optimizer)
+    return _jax(spec, models.jax_parameters(spec.sizes), made)
+
+
+def _jax(spec: Spec | Deep, parameters: Any, made: tuple[Any, Any]) -> Calls:
     import jax
 
     inputs, targets = (jax.numpy.asarray(array) for array in data(spec))
-    step, start = make_step(spec.sizes, spec.activation, spec.loss, spec.optimizer)
+    step, start = made
     step = jax.jit(step, donate_argnums=0)
-    state = start(models.jax_parameters(spec.sizes))
+    state = start(parameters)
 
     def steps(count: int) -> float:
         nonlocal state
@@ -102,9 +145,11 @@ def _jax(spec: Spec, make_step: Any) -> Calls:
     return steps
 
 
-def thinc(spec: Spec) -> Calls:
+def thinc(spec: Spec | Deep) -> Calls:
     """thinc: layers, backprop and optimizer of its own; the gradient of the loss by hand, its value not at all."""
     import numpy as np
+
+    spec = _dense_alone(spec)
 
     inputs, targets = data(spec)
     net = models.thinc_network(spec.sizes, spec.activation, spec.loss)
@@ -124,9 +169,11 @@ def thinc(spec: Spec) -> Calls:
     return steps
 
 
-def sklearn(spec: Spec) -> Calls:
+def sklearn(spec: Spec | Deep) -> Calls:
     """scikit-learn's partial_fit on the batch: its checks and the step; with its default L2 penalty at 0."""
     import numpy as np
+
+    spec = _dense_alone(spec)
 
     inputs, targets = data(spec)
     settings: dict[str, Any] = {"batch_size": spec.batch, "shuffle": False}
@@ -145,14 +192,20 @@ def sklearn(spec: Spec) -> Calls:
     return steps
 
 
-def tutorial(spec: Spec) -> Calls:
+def tutorial(spec: Spec | Deep) -> Calls:
     """The way of the tutorials: layer objects in NumPy, one sample after the other."""
     from tutorial import steps_of
 
-    return steps_of(spec)
+    return steps_of(_dense_alone(spec))
 
 
-def bare(spec: Spec) -> Calls:
+def _dense_alone(spec: Spec | Deep) -> Spec:
+    if isinstance(spec, Deep):
+        raise NotApplicableError("Dense layers only")
+    return spec
+
+
+def bare(spec: Spec | Deep) -> Calls:
     """Only the matrix products, with the BLAS kernels that xpnn chooses."""
     import xpnn
 
@@ -160,8 +213,34 @@ def bare(spec: Spec) -> Calls:
     return bare_default(spec)
 
 
-def bare_default(spec: Spec) -> Calls:
+def bare_default(spec: Spec | Deep) -> Calls:
     """Only the matrix products of the step, into existing arrays, with the BLAS kernels that NumPy chooses."""
+    return _bare_deep(spec) if isinstance(spec, Deep) else _bare_dense(spec)
+
+
+def _bare_deep(spec: Deep) -> Calls:
+    """A convolution's products are those of its columns, which are there already."""
+    import numpy as np
+
+    generator = np.random.Generator(np.random.Philox(1))
+    products = []
+    for many, m, k, n in spec.products(spec.batch):
+        left, right = (generator.standard_normal(shape, dtype=np.float32) for shape in ((m, k), (k, n)))
+        if k > m:  # a weight's gradient: the left one is the transpose of what lies in memory
+            left = np.ascontiguousarray(left.T).T
+        products.append((many, left, right, np.zeros((m, n), np.float32)))
+
+    def steps(count: int) -> float:
+        for _ in range(count):
+            for many, left, right, result in products:
+                for _ in range(many):
+                    left.dot(right, result)
+        return float(result[0, 0])
+
+    return steps
+
+
+def _bare_dense(spec: Spec) -> Calls:
     import numpy as np
 
     inputs, _ = data(spec)
@@ -196,6 +275,7 @@ CONTENDERS: dict[str, Contender] = {
     "xpnn-fast": Contender(xpnn, ("numpy", "numba")),
     "torch": Contender(torch_eager, ("torch",)),
     "torch-fused": Contender(torch_fused, ("torch",)),
+    "torch-last": Contender(torch_channels_last, ("torch",)),
     "torch-compile": Contender(torch_compile, ("torch",)),
     "jax": Contender(jax, ("jax", "jaxlib")),
     "jax-flat": Contender(jax_flat, ("jax", "jaxlib")),

@@ -171,15 +171,29 @@ def jax_step(
     count_correct: bool = False,
     unravel: Any = lambda parameters: parameters,
 ) -> tuple[Any, Any]:
-    """A training step to be jitted, its first argument donated, and what makes its first state.
+    """`jax_step_of` for Dense layers.
 
     Args:
         sizes: units of the input and of each layer.
         activation: "tanh" or "relu".
+        loss, optimizer, count_correct: as there.
+        unravel: makes the tree of weights of the parameters, where they are held otherwise.
+    """
+
+    def forward(parameters: Any, inputs: Any) -> Any:
+        return jax_forward(unravel(parameters), inputs, sizes, activation)
+
+    return jax_step_of(forward, loss, optimizer, count_correct)
+
+
+def jax_step_of(forward: Any, loss: str, optimizer: str, count_correct: bool = False) -> tuple[Any, Any]:
+    """A training step to be jitted, its first argument donated, and what makes its first state.
+
+    Args:
+        forward: (parameters, inputs) -> outputs.
         loss: "mse" or "cross_entropy".
         optimizer: "sgd" or "adam".
         count_correct: whether right answers are counted, too.
-        unravel: makes the tree of weights of the parameters, where they are held otherwise.
 
     Returns:
         step(state, inputs, targets) -> (state, loss), or (state, (loss, number of right answers));
@@ -191,7 +205,7 @@ def jax_step(
     rate, over = RATES[optimizer], jax.tree.map
 
     def loss_of(parameters: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        outputs = jax_forward(unravel(parameters), inputs, sizes, activation)
+        outputs = forward(parameters, inputs)
         if loss == "mse":
             value = jnp.mean((outputs - targets) ** 2)
         else:

@@ -40,6 +40,10 @@ Calls = Callable[[int], Any]
 """Makes that many calls of what is measured, and returns the last result as a float (so that nothing is left out)."""
 
 
+class NotApplicableError(Exception):
+    """What a contender raises when it is built for a case that it has nothing to say about; the text says why."""
+
+
 class Contender(NamedTuple):
     """One way to do the work.
 
@@ -97,7 +101,11 @@ def worker(table: Table, contender: str, case: str) -> None:
     def answer(found: dict[str, Any]) -> None:
         print(json.dumps(found), file=answers, flush=True)
 
-    calls = table.contenders[contender].build(table.cases[case].given)
+    try:
+        calls = table.contenders[contender].build(table.cases[case].given)
+    except NotApplicableError as reason:
+        answer({"left_out": str(reason)})
+        return
     start = time.perf_counter()
     calls(1)
     first = time.perf_counter() - start
@@ -263,7 +271,7 @@ def print_row(cells: Sequence[str]) -> None:
 
 def _cells(table: Table, row: dict[str, Any]) -> list[str]:
     if "seconds" not in row:
-        why = row.get("not_installed") or f"failed: {row['failed']}"
+        why = row.get("not_installed") or row.get("left_out") or f"failed: {row['failed']}"
         return [why, *["-"] * (6 + bool(table.result))]
     cells = [readable(row["seconds"]), f"{readable(row['fastest'])} - {readable(row['slowest'])}"]
     cells += [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "-" for name in OURS]
