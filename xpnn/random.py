@@ -19,6 +19,7 @@ SHUFFLE = 1
 DROPOUT = 2
 SPLIT = 3
 TESTING = 4
+SAMPLING = 5
 
 
 class RandomKey(NamedTuple):

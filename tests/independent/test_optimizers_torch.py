@@ -71,6 +71,14 @@ OPTIMIZERS = [
         {"lr": 0.01, "betas": (0.8, 0.95), "momentum_decay": 0.05, "weight_decay": 0.01},
     ),
     (xpnn.Nadam(0.01, momentum_decay=0.0), torch.optim.NAdam, {"lr": 0.01, "momentum_decay": 0.0}),
+    (xpnn.Adafactor(), torch.optim.Adafactor, {}),
+    (
+        xpnn.Adafactor(0.3, -0.5, 1e-6, 0.1, 2.0, weight_decay=0.02, **ALL),
+        torch.optim.Adafactor,
+        {"lr": 0.3, "beta2_decay": -0.5, "eps": (1e-6, 0.1), "d": 2.0, "weight_decay": 0.02},
+    ),
+    # Denominators this large bound the rows' mean, and every root.
+    (xpnn.Adafactor(0.1, epsilon1=0.5), torch.optim.Adafactor, {"lr": 0.1, "eps": (0.5, 1e-3)}),
 ]
 
 
@@ -114,10 +122,10 @@ class Pair:
             torch_optimizer.step()
             after_step()
 
-    def assert_equal(self, vector=None, module=None):
+    def assert_equal(self, vector=None, module=None, atol=1e-14):
         ours = self.layout.split(vector or self.theta)
         for name, parameter in (module or self.module).named_parameters():
-            np.testing.assert_allclose(ours[name], parameter.detach().numpy().T, rtol=1e-10, atol=1e-14, err_msg=name)
+            np.testing.assert_allclose(ours[name], parameter.detach().numpy().T, rtol=1e-10, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize(("ours", "kind", "arguments"), OPTIMIZERS, ids=lambda value: repr(value).replace("\n", " "))
@@ -136,6 +144,68 @@ def test_adamw_without_decay_of_the_biases():
     groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
     pair.train(torch.optim.AdamW(groups, lr=0.01))
     pair.assert_equal()
+
+
+@pytest.mark.parametrize(
+    ("ours", "arguments"),
+    [
+        (xpnn.Muon(0.02), {"lr": 0.02, "weight_decay": 0.0}),
+        (
+            xpnn.Muon(0.01, 0.8, False, weight_decay=0.1, scale="match_rms_adamw"),
+            {"lr": 0.01, "momentum": 0.8, "nesterov": False, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"},
+        ),
+        (
+            xpnn.Muon(0.01, iterations=3, coefficients=(1.875, -1.25, 0.375), epsilon=0.5),
+            {"lr": 0.01, "weight_decay": 0.0, "ns_steps": 3, "ns_coefficients": (1.875, -1.25, 0.375), "eps": 0.5},
+        ),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_muon(ours, arguments, monkeypatch):
+    """PyTorch rounds to bfloat16 first; here it is made to stay in float64. Biases take the steps of its AdamW."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    pair = Pair(ours)
+    weights = [p for p in pair.module.parameters() if p.ndim == 2]
+    biases = [p for p in pair.module.parameters() if p.ndim == 1]
+    rate = ours.learning_rate * ours.adam_factor
+    adam = torch.optim.AdamW(biases, lr=rate, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
+    before = pair.theta[0].copy()
+
+    def step_of_the_biases():
+        adam.step()
+        adam.zero_grad()
+
+    pair.train(torch.optim.Muon(weights, **arguments), before_step=step_of_the_biases)
+    pair.assert_equal(atol=1e-11)
+    assert np.abs(pair.theta[0] - before).max() > 1e-2
+
+
+@pytest.mark.parametrize(("rate", "history_size", "steps"), [(1.0, 10, 20), (0.5, 3, 40), (0.1, 1, 20)])
+def test_lbfgs(rate, history_size, steps):
+    pair = Pair(xpnn.LBFGS(rate, history_size))
+    theirs = torch.optim.LBFGS(
+        pair.module.parameters(),
+        lr=rate,
+        max_iter=1,
+        history_size=history_size,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn=None,
+    )
+    before = pair.theta[0].copy()
+    x, y = torch.tensor(X), torch.tensor(Y)
+
+    def closure():
+        theirs.zero_grad()
+        loss = torch.nn.functional.mse_loss(pair.module(x), y)
+        loss.backward()
+        return loss
+
+    for number in range(steps):
+        pair.step(number)
+        theirs.step(closure)
+        pair.assert_equal(atol=1e-11)
+    assert np.abs(pair.theta[0] - before).max() > 1e-1
 
 
 @pytest.mark.parametrize("limit", [0.02, 0.3])

@@ -27,8 +27,16 @@ NAMES = [
     "hinge",
     "categorical_hinge",
     "cosine",
+    "ctc",
+    "dice",
+    "focal",
+    "binary_focal",
+    "triplet",
+    "info_nce",
 ]
-CLASS_LOSSES = (xpnn.CrossEntropy, xpnn.CrossEntropyFromProbabilities, xpnn.NLL)
+CLASS_LOSSES = (xpnn.CrossEntropy, xpnn.CrossEntropyFromProbabilities, xpnn.NLL, xpnn.Focal)
+OF_THE_BATCH = (xpnn.Triplet, xpnn.InfoNCE)
+"""Losses that compare samples with each other: those of batches do not make up that of the whole."""
 
 
 def test_names():
@@ -48,6 +56,11 @@ def test_names():
         xpnn.BinaryCrossEntropy(positive_weight=[2, 3]),
         xpnn.KLDivergence(log_target=True),
         xpnn.CosineDistance(eps=1e-6),
+        xpnn.Dice(smooth=0.5, squared=True),
+        xpnn.Focal(gamma=1.5, class_weights=[1, 2.5], ignore_index=-1),
+        xpnn.BinaryFocal(gamma=0, alpha=None),
+        xpnn.Triplet(margin=0.2, mining="semihard", squared=True),
+        xpnn.InfoNCE(temperature=0.07, symmetric=False),
     ],
     ids=repr,
 )
@@ -75,6 +88,12 @@ def test_repr_shows_what_was_set():
         (lambda: xpnn.NLL(class_weights=[]), "give one finite number >= 0 per class"),
         (lambda: xpnn.NLL(ignore_index=1.0), "ignore_index=1.0; give the integer label"),
         (lambda: xpnn.BinaryCrossEntropy(positive_weight=0.0), "positive_weight=0.0; give a positive number"),
+        (lambda: xpnn.Dice(smooth=0.0), "smooth=0.0"),
+        (lambda: xpnn.Focal(gamma=-1.0), "gamma=-1.0"),
+        (lambda: xpnn.BinaryFocal(alpha=1.5), "alpha=1.5 makes no sense; give a number from 0 to 1"),
+        (lambda: xpnn.Triplet(margin=-1.0), "margin=-1.0"),
+        (lambda: xpnn.Triplet(mining="soft"), "mining='soft' is unknown; choose 'hard' or 'semihard'"),
+        (lambda: xpnn.InfoNCE(temperature=0.0), "temperature=0.0"),
     ],
 )
 def test_settings_without_sense(build, message):
@@ -105,7 +124,8 @@ FITS = {
 @pytest.mark.parametrize("name", NAMES)
 def test_output_that_does_not_fit(name, kind):
     loss = LOSSES[name]()
-    fits = kind in FITS[loss.expects] or (name.startswith("binary") and "from" in name and kind == "sigmoid")
+    takes_sigmoid = name in ("binary_cross_entropy_from_probabilities", "dice")
+    fits = kind in FITS[loss.expects] or (takes_sigmoid and kind == "sigmoid")
     if fits:
         check_output(loss, kind)
     else:
@@ -182,7 +202,9 @@ def tolerance(dtype):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", [n for n in NAMES if not issubclass(LOSSES[n], CLASS_LOSSES)])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if not issubclass(LOSSES[n], (*CLASS_LOSSES, *OF_THE_BATCH, xpnn.CTC))]
+)
 def test_losses_of_batches_make_up_the_whole(backend, dtype, name, weighted):
     rng = np.random.default_rng(12)
     rows = rng.uniform(0.1, 0.9, (10, 3))

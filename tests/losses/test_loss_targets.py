@@ -13,7 +13,7 @@ from xpnn.errors import ConfigError, DataError
 from xpnn.losses import LOSSES
 
 ELEMENTWISE = ("mse", "mae", "huber", "cosine")
-WITH_LABELS = ("cross_entropy", "cross_entropy_from_probabilities", "nll", "categorical_hinge")
+WITH_LABELS = ("cross_entropy", "cross_entropy_from_probabilities", "nll", "categorical_hinge", "focal")
 
 
 def prepare(loss, targets, output_shape, backend=None, dtype="float32"):
@@ -95,8 +95,8 @@ def test_probability_targets(backend, dtype):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_samples(backend, dtype, name):
-    output_shape = (3,)
-    shape = (0,) if name in WITH_LABELS else (0, 3)
+    output_shape = (5, 3) if name == "ctc" else (3,)
+    shape = (0,) if name in (*WITH_LABELS, "triplet") else (0, 3)
     _, host = prepare(LOSSES[name](), np.zeros(shape), output_shape, backend, dtype)
     assert host.shape == shape
 
@@ -104,9 +104,13 @@ def test_no_samples(backend, dtype, name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_targets_are_not_modified(name):
     targets = np.eye(3)[:2] if name != "kl_divergence" else np.full((2, 3), 1.0 / 3.0)
+    if name == "ctc":
+        targets = np.asarray([[1.0, 2.0, 1.0], [2.0, -1.0, -1.0]])
+    elif name == "triplet":
+        targets = np.asarray([3.0, 1.0])
     targets.flags.writeable = False
     before = targets.copy()
-    LOSSES[name]().prepare(targets, (3,), get_backend("numpy"), "float64")
+    LOSSES[name]().prepare(targets, (5, 3) if name == "ctc" else (3,), get_backend("numpy"), "float64")
     np.testing.assert_array_equal(targets, before)
 
 
@@ -185,7 +189,7 @@ def test_targets_that_are_no_numbers(name, bad):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(DataError, match="y holds 1 number that is NaN or infinite; remove"):
-            prepare(LOSSES[name](), targets, (3,))
+            prepare(LOSSES[name](), targets, (5, 3) if name == "ctc" else (3,))
 
 
 def test_a_network_with_one_output_has_no_classes():

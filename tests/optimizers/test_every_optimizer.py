@@ -29,6 +29,11 @@ VARIANTS = {
     "lion-decay": xpnn.Lion(xpnn.StepDecay(0.1, 2), weight_decay=0.1, ema=0.5),
     "bb-short": xpnn.BarzilaiBorwein(0.1, long=False, weight_decay=0.01),
     "nadam-constant-momentum": xpnn.Nadam(momentum_decay=0.0),
+    "lamb-everything": xpnn.LAMB(xpnn.Cosine(0.1, 20), adapt_biases=True, decay_biases=True, clip_norm=0.9, ema=0.9),
+    "lars-adapt-biases": xpnn.LARS(momentum=0.0, adapt_biases=True, weight_decay=0.0),
+    "adafactor-everything": xpnn.Adafactor(xpnn.Cosine(0.1, 20), -0.5, 1e-3, 1e-2, 0.5, 0.1, ema=0.9),
+    "muon-rms": xpnn.Muon(scale="match_rms_adamw", nesterov=False, weight_decay=0.1, ema=0.5),
+    "lbfgs-short": xpnn.LBFGS(0.1, history_size=1, least_curvature=1e-20, weight_decay=0.01, ema=0.5),
     "beta-zero": xpnn.Adam(beta1=0.0, beta2=0.0),
 }
 every_variant = pytest.mark.parametrize("optimizer", VARIANTS.values(), ids=VARIANTS)
@@ -49,7 +54,7 @@ def train(optimizer, layout, draw, backend, dtype, steps=6, as_step=lambda numbe
     return {
         (slot, name): backend.to_host(part)
         for slot, blocks in vectors.items()
-        for name, part in layout.split(blocks).items()
+        for name, part in optimizer.slot_layout(slot, layout).split(blocks).items()
     }
 
 
@@ -121,7 +126,7 @@ def test_padding_stays_zero(optimizer, make_layout, draw):
         gradient = layout.join(draw(layout, 1 + number))
         theta, slots = optimizer.apply(theta, gradient, slots, number, layout)
     assert np.all(theta[0][padding] == 0.0)
-    assert all(np.all(np.isfinite(blocks[0])) for blocks in slots.values())
+    assert all(np.all(np.isfinite(block)) for blocks in slots.values() for block in blocks)
 
 
 @every_variant
@@ -129,7 +134,7 @@ def test_slots_share_no_memory_with_theta_or_each_other(optimizer, make_layout, 
     layout = make_layout()
     theta = layout.join(draw(layout, 0))
     slots = optimizer.initial_slots(theta, layout)
-    blocks = [theta[0], *(slot[0] for slot in slots.values())]
+    blocks = [theta[0], *(block for slot in slots.values() for block in slot)]
     for index, block in enumerate(blocks):
         assert not any(np.shares_memory(block, other) for other in blocks[index + 1 :])
 
@@ -173,6 +178,11 @@ def test_names():
         "nadam": "Nadam",
         "lion": "Lion",
         "barzilai_borwein": "BarzilaiBorwein",
+        "lamb": "LAMB",
+        "lars": "LARS",
+        "adafactor": "Adafactor",
+        "muon": "Muon",
+        "lbfgs": "LBFGS",
     }
 
 
@@ -208,6 +218,29 @@ def test_names():
         ("Nadam", {"beta2": 1.0}),
         ("Lion", {"beta1": None}),
         ("BarzilaiBorwein", {"learning_rate": None}),
+        ("LAMB", {"beta1": 1.0}),
+        ("LAMB", {"beta2": -0.1}),
+        ("LAMB", {"epsilon": 0.0}),
+        ("LARS", {"momentum": 1.0}),
+        ("LARS", {"trust": 0.0}),
+        ("Adafactor", {"beta2_decay": 0.1}),
+        ("Adafactor", {"beta2_decay": float("-inf")}),
+        ("Adafactor", {"epsilon1": 0.0}),
+        ("Adafactor", {"epsilon2": -1.0}),
+        ("Adafactor", {"threshold": 0.0}),
+        ("Muon", {"momentum": 1.0}),
+        ("Muon", {"iterations": -1}),
+        ("Muon", {"coefficients": (1.0, 2.0)}),
+        ("Muon", {"coefficients": (1.0, 2.0, "three")}),
+        ("Muon", {"epsilon": 0.0}),
+        ("Muon", {"scale": "none"}),
+        ("Muon", {"adam_factor": -1.0}),
+        ("Muon", {"adam_beta1": 1.0}),
+        ("Muon", {"adam_beta2": -1.0}),
+        ("Muon", {"adam_epsilon": 0.0}),
+        ("LBFGS", {"history_size": 0}),
+        ("LBFGS", {"least_curvature": 0.0}),
+        ("LBFGS", {"learning_rate": -1.0}),
     ],
 )
 def test_what_makes_no_sense_is_refused(kind, arguments):

@@ -9,6 +9,7 @@ from xpnn.config import Configurable, check_integer
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import Initializer
+from xpnn.layers.kinds import Kind, Limit
 from xpnn.random import DROPOUT, RandomKey, stream
 
 Shape = tuple[int, ...]
@@ -69,7 +70,8 @@ class Run:
     def mask(self) -> Array | None:
         """Which time steps of which sequences count: a bool array (batch, time), or None for all of them.
 
-        A layer such as Masking sets it in its forward function, and the layers behind it read it.
+        A layer such as Masking sets it in its forward function, and the layers behind it read it. Where a layer takes
+        or gives several arrays, it speaks of the first one.
         """
         return self._shared.mask
 
@@ -105,7 +107,8 @@ class Layer(Configurable):
         children: the layers inside this one by name; {} for most.
         output_kind: "probabilities" or "log_probabilities" for a layer whose output is that, "sigmoid" where each
             output is a probability of its own, "same" where it is what the input is, else "any".
-        input_kind: "float"; "index" for a layer that looks its input up in a table; "any" if it takes both.
+        input_kind: "float"; "index" for a layer that looks its input up in a table; "any" if it takes both. A layer
+            that always takes several inputs says so by a tuple, with one of these for each.
         fuses_activation: True if `forward` takes, as its fourth argument `activation`, the name of a simple activation
             (one of `xpnn.ops.linear.FUSABLE`) to apply as well: a Sequential gives it that of the layer behind.
     """
@@ -113,7 +116,7 @@ class Layer(Configurable):
     children: Mapping[str, Layer] = {}
     fuses_activation: ClassVar[bool] = False
     output_kind: ClassVar[str] = "any"
-    input_kind: ClassVar[str] = "float"
+    input_kind: ClassVar[Kind] = "float"
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
         """(shape of an output sample, parameters and buffers) for samples of `input_shape`, without the batch.
@@ -139,8 +142,11 @@ class Layer(Configurable):
         return None
 
     @property
-    def index_limit(self) -> int | None:
-        """For a layer with `input_kind` "index": its input must lie in [0, index_limit). None for others."""
+    def index_limit(self) -> Limit:
+        """For a layer with `input_kind` "index": its input must lie in [0, index_limit). None for others.
+
+        A tuple of them where `input_kind` is one.
+        """
         return None
 
 
@@ -166,6 +172,18 @@ def checked_build(layer: Layer, input_shape: Shape) -> tuple[Shape, Tree]:
         else:
             raise ConfigError(f"{layer!r}: build gave {item!r} as its parameter {name!r}; give an xpnn.Parameter")
     return _checked_shape(layer, "an output sample", shape), tree
+
+
+def as_input_shape(given: Any) -> Any:
+    """The shape of an input sample, or a tuple of such shapes for several inputs. Raises ConfigError for others."""
+    if not isinstance(given, (tuple, list)):
+        raise ConfigError(
+            f"input_shape={given!r} is no shape; give that of one sample, such as (3,), or for several inputs a tuple "
+            "of shapes, such as ((3,), (5, 2))"
+        )
+    if given and all(isinstance(part, (tuple, list)) for part in given):
+        return tuple(tuple(check_integer("a length of input_shape", n, minimum=0) for n in part) for part in given)
+    return tuple(check_integer("a length of input_shape", length, minimum=0) for length in given)
 
 
 def _checked_shape(layer: Layer, whose: str, shape: Any) -> Shape:

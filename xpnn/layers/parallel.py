@@ -6,13 +6,15 @@ from typing import Any
 
 from xpnn import ops
 from xpnn.config import check_integer
-from xpnn.dispatch import Array
+from xpnn.dispatch import Array, Vjp
 from xpnn.errors import ConfigError, ShapeError
+from xpnn.layers.kinds import Kind, Limit, beside
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
 from xpnn.layers.residual import smallest_limit, sum_gradients
 from xpnn.layers.sequential import as_sequence
 
-_COMBINATIONS = ("add", "concatenate")
+COMBINATIONS = ("add", "concatenate")
+"""How several arrays become one."""
 
 
 class Parallel(Layer):
@@ -40,14 +42,21 @@ class Parallel(Layer):
         self.branches = tuple(as_sequence(f"branch {position}", branch) for position, branch in enumerate(given))
         if not self.branches:
             raise ConfigError("Parallel() has no branches; give one layer, or list of layers, for each")
-        if combine not in _COMBINATIONS:
-            raise ConfigError(f"combine={combine!r} is unknown; choose {' or '.join(map(repr, _COMBINATIONS))}")
+        if combine not in COMBINATIONS:
+            raise ConfigError(f"combine={combine!r} is unknown; choose {' or '.join(map(repr, COMBINATIONS))}")
         self.combine = combine
         self.axis = check_integer("axis", axis, minimum=-(2**31))
         if self.axis == 0:
             raise ConfigError("axis=0 is the batch; give the axis of the features, -1, or another one of the samples")
-        if len({branch.input_kind for branch in self.branches} - {"any"}) > 1:
-            raise ConfigError(f"{self!r}: some branches look up indices and others want numbers; they get one input")
+        kind: Kind | None = "any"
+        for branch in self.branches:
+            kind = beside(kind, branch.input_kind)
+            if kind is None:
+                raise ConfigError(
+                    f"{self!r}: some branches look up indices and others want numbers, or they take several inputs and "
+                    "not the same number of them; all get the same input. For inputs of their own, see xpnn.Each"
+                )
+        self._kind = kind
         self.children = {f"branches.{position}": branch for position, branch in enumerate(self.branches)}
 
     @property
@@ -56,12 +65,11 @@ class Parallel(Layer):
         return next((shape for shape in shapes if shape is not None), None)
 
     @property
-    def input_kind(self) -> str:  # type: ignore[override]
-        kinds = (branch.input_kind for branch in self.branches)
-        return next((kind for kind in kinds if kind != "any"), "any")
+    def input_kind(self) -> Kind:  # type: ignore[override]
+        return self._kind
 
     @property
-    def index_limit(self) -> int | None:
+    def index_limit(self) -> Limit:
         return smallest_limit(*self.branches)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
@@ -70,11 +78,7 @@ class Parallel(Layer):
         for name in self.children:
             shape, tree[name] = self.build_child(name, input_shape)
             shapes.append(shape)
-        if self.combine == "add":
-            if len(set(shapes)) > 1:
-                raise ShapeError(f"its branches make samples of shapes {_listed(shapes)}; a sum needs one shape", self)
-            return shapes[0], tree
-        return self._concatenated(shapes), tree
+        return combined_shape(self, shapes), tree
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
         outputs: list[Array] = []
@@ -83,10 +87,7 @@ class Parallel(Layer):
             output, backward_of_branch = branch.forward(x, parameters[name], run)
             outputs.append(output)
             backwards.append((name, backward_of_branch))
-        if self.combine == "add":
-            y, vjp = ops.add(*outputs)
-        else:
-            y, vjp = ops.concatenate(*outputs, axis=self.axis)
+        y, vjp = combine_outputs(outputs, self.combine, self.axis)
 
         def backward(dy: Array) -> tuple[Any, Tree]:
             gradients: Tree = {}
@@ -98,18 +99,32 @@ class Parallel(Layer):
 
         return y, backward
 
-    def _concatenated(self, shapes: list[Shape]) -> Shape:
-        """The shape of the concatenation, without the batch. Raises ShapeError if the shapes do not fit."""
-        first = shapes[0]
-        axis = self.axis - 1 if self.axis > 0 else len(first) + self.axis
-        if not 0 <= axis < len(first):
-            raise ShapeError(f"its branches make samples of shapes {_listed(shapes)}, without axis {self.axis}", self)
-        if len({(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
-            raise ShapeError(
-                f"its branches make samples of shapes {_listed(shapes)}; they may differ in axis {self.axis} only", self
-            )
-        return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
+
+def combined_shape(layer: Any, shapes: list[Shape]) -> Shape:
+    """The shape of a sample of what `combine_outputs` makes of outputs whose samples have these shapes.
+
+    Args:
+        layer: whose outputs they are; it has the settings `combine` and `axis`.
+        shapes: without the batch.
+
+    Raises ShapeError if the shapes do not fit together.
+    """
+    listed = f"its branches make samples of shapes {', '.join(map(str, shapes))}"
+    first = shapes[0]
+    if layer.combine == "add":
+        if len(set(shapes)) > 1:
+            raise ShapeError(f"{listed}; a sum needs one shape", layer)
+        return first
+    axis = layer.axis - 1 if layer.axis > 0 else len(first) + layer.axis
+    if not 0 <= axis < len(first):
+        raise ShapeError(f"{listed}, without axis {layer.axis}", layer)
+    if len({(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
+        raise ShapeError(f"{listed}; they may differ in axis {layer.axis} only", layer)
+    return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
 
 
-def _listed(shapes: list[Shape]) -> str:
-    return ", ".join(str(shape) for shape in shapes)
+def combine_outputs(outputs: list[Array], combine: str, axis: int) -> tuple[Array, Vjp]:
+    """The sum of the outputs, or their concatenation, and its vjp."""
+    if combine == "add":
+        return ops.add(*outputs)
+    return ops.concatenate(*outputs, axis=axis)

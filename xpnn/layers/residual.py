@@ -7,6 +7,7 @@ from typing import Any
 from xpnn import ops
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
+from xpnn.layers.kinds import Kind, Limit, smallest
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
 from xpnn.layers.sequential import Sequential, as_sequence
 
@@ -44,11 +45,11 @@ class Residual(Layer):
         return shape
 
     @property
-    def input_kind(self) -> str:  # type: ignore[override]
+    def input_kind(self) -> Kind:  # type: ignore[override]
         return self._body.input_kind
 
     @property
-    def index_limit(self) -> int | None:
+    def index_limit(self) -> Limit:
         return smallest_limit(self._body, self.shortcut)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
@@ -96,7 +97,6 @@ def sum_gradients(gradients: tuple[Any, ...]) -> Any:
     return ops.add(*present)[0]
 
 
-def smallest_limit(*layers: Layer | None) -> int | None:
+def smallest_limit(*layers: Layer | None) -> Limit:
     """The index limit that suits all layers which get the same input."""
-    limits = [layer.index_limit for layer in layers if layer is not None]
-    return min((limit for limit in limits if limit is not None), default=None)
+    return smallest([layer.index_limit for layer in layers if layer is not None])

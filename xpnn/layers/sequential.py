@@ -8,6 +8,7 @@ from xpnn.dispatch import Array
 from xpnn.errors import ConfigError
 from xpnn.layers.activation import Activation
 from xpnn.layers.dropout import Dropout
+from xpnn.layers.kinds import Kind, Limit, behind, of_each
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, as_layer
 
 
@@ -50,14 +51,29 @@ class Sequential(Layer):
         return next((kind for kind in kinds if kind != "same"), "same")
 
     @property
-    def input_kind(self) -> str:  # type: ignore[override]
-        kinds = (layer.input_kind for layer in self.layers)
-        return next((kind for kind in kinds if kind != "any"), "any")
+    def input_kind(self) -> Kind:  # type: ignore[override]
+        kind: Kind = "any"
+        for layer in self.layers:
+            kind = layer.input_kind if kind == "any" else behind(kind, layer.input_kind)
+            if "any" not in kind:  # it is "float" or "index", or a tuple of these
+                break
+        return kind
 
     @property
-    def index_limit(self) -> int | None:
+    def index_limit(self) -> Limit:
+        kind = self.input_kind
+        if isinstance(kind, tuple):
+            return tuple(self._limit(part, len(kind)) for part in range(len(kind)))
+        return self._limit(0, 1)
+
+    def _limit(self, part: int, count: int) -> int | None:
+        """The index limit of one of `count` inputs."""
         # The layers before the first one that is particular about its input pass indices on as they are.
-        return next((layer.index_limit for layer in self.layers if layer.input_kind != "any"), None)
+        for layer in self.layers:
+            if of_each(layer.input_kind, count)[part] != "any":
+                limit: int | None = of_each(layer.index_limit, count)[part]
+                return limit
+        return None
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
         shape = input_shape
@@ -114,8 +130,9 @@ def as_sequence(position: str, value: Any) -> Layer:
 
 
 def _fits(mask: Array, x: Any) -> bool:
-    """True if x is a sequence whose steps the mask may speak of."""
-    return not isinstance(x, tuple) and x.ndim > 2 and tuple(x.shape[:2]) == tuple(mask.shape)
+    """True if x, or the first of several arrays, is a sequence whose steps the mask may speak of."""
+    first = x[0] if isinstance(x, tuple) else x
+    return first.ndim > 2 and tuple(first.shape[:2]) == tuple(mask.shape)
 
 
 def _shape_of(x: Any) -> Any:
@@ -125,14 +142,19 @@ def _shape_of(x: Any) -> Any:
 def _check_kinds(layers: tuple[Layer, ...]) -> None:
     """Raise ConfigError if a layer that looks indices up would get what another layer has computed."""
     before: Layer | None = None
+    computed: Kind = "any"  # "any" where what comes in is still passed on as it is
     for position, layer in enumerate(layers):
-        if layer.input_kind == "index" and before is not None:
+        kind = layer.input_kind
+        count = max((len(given) for given in (kind, computed) if isinstance(given, tuple)), default=1)
+        pairs = zip(of_each(computed, count), of_each(kind, count), strict=False)
+        if any(earlier != "any" and wanted == "index" for earlier, wanted in pairs):
             raise ConfigError(
                 f"layer {position}, {layer!r}, looks up indices, but {before!r} before it computes floating-point "
                 "numbers; it must come first"
             )
-        if layer.input_kind != "any":
+        if kind != "any":
             before = layer
+        computed = behind(computed, kind)
 
 
 def _fuse(layers: tuple[Layer, ...]) -> list[tuple[str, Layer, str | None]]:

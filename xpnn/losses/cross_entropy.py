@@ -60,7 +60,7 @@ class _SmoothedClassLoss(_ClassLoss):
     ) -> None:
         self.class_weights = check_class_weights(class_weights)
         self.label_smoothing = _check_smoothing(label_smoothing)
-        self.ignore_index = _check_index(ignore_index)
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = check_reduction(reduction)
 
     def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
@@ -141,7 +141,7 @@ class NLL(_ClassLoss):
         reduction: str = "mean",
     ) -> None:
         self.class_weights = check_class_weights(class_weights)
-        self.ignore_index = _check_index(ignore_index)
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = check_reduction(reduction)
 
     def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
@@ -171,7 +171,8 @@ def _check_smoothing(smoothing: float) -> float:
     return float(smoothing)
 
 
-def _check_index(index: int | None) -> int | None:
+def check_ignore_index(index: int | None) -> int | None:
+    """`index` itself. Raises ConfigError if it is neither an integer nor None."""
     if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
         raise ConfigError(f"ignore_index={index!r}; give the integer label to ignore, or None")
     return index

@@ -111,6 +111,15 @@ def class_targets(
     )
 
 
+def whole_numbers(name: str, targets: Array, backend: Backend) -> Array:
+    """The targets as int64. Raises DataError if one is not whole, NaN or infinite."""
+    xp = backend.xp
+    _check_finite(name, targets, backend)
+    if xp.isdtype(targets.dtype, "real floating") and not bool(xp.all(xp.floor(targets) == targets)):
+        raise DataError(f"loss {name} wants integer labels: y holds numbers that are not whole")
+    return xp.astype(targets, backend.dtype("int64"))
+
+
 def labels_of_rows(name: str, targets: Array, backend: Backend) -> Array:
     """Integer labels from one-hot rows; integer labels as they are. Raises DataError if a row is not one-hot."""
     xp = backend.xp

@@ -32,8 +32,8 @@ def cosine_distance(
     """
     check_same_shape("cosine_distance", prediction, target)
     xp = namespace(prediction)
-    prediction_length = _length(xp, prediction)
-    target_length = _length(xp, target)
+    prediction_length = vector_length(xp, prediction)
+    target_length = vector_length(xp, target)
     prediction_scale = xp.maximum(prediction_length, eps)
     target_scale = xp.maximum(target_length, eps)
     u = prediction / prediction_scale
@@ -51,7 +51,7 @@ def cosine_distance(
     return value, vjp
 
 
-def _length(xp: Any, x: Array) -> Array:
+def vector_length(xp: Any, x: Array) -> Array:
     """The Euclidean length along the last axis, which is kept; the largest entry is divided out before squaring."""
     largest = xp.max(xp.abs(x), axis=-1, keepdims=True)
     divisor = xp.where(largest > 0, largest, xp.ones_like(largest))

@@ -52,7 +52,7 @@ class BarzilaiBorwein(Optimizer):
         return slots
 
     def advance(
-        self, theta: Vector, gradient: Vector, slots: Slots, step: Any, decays: tuple[Any, ...] | None
+        self, theta: Vector, gradient: Vector, slots: Slots, step: Any, decays: tuple[Any, ...] | None, layout: Layout
     ) -> tuple[Vector, Slots]:
         """One step length for all blocks."""
         ss: Any = 0.0

@@ -10,6 +10,7 @@ from xpnn import ops
 from xpnn.config import Configurable, check_number
 from xpnn.dispatch import Array, namespace
 from xpnn.errors import ConfigError
+from xpnn.layers.layer import Shape
 from xpnn.parameters import Layout, Vector
 from xpnn.schedules import Schedule, check_rate, real_step
 
@@ -34,14 +35,14 @@ _DEFAULTS = Options(decay_biases=False, clip_value=None, clip_norm=None, clip_gl
 class Optimizer(Configurable):
     """A formula that maps parameters and gradient to new parameters.
 
-    The object holds settings only. Its memory (momentum and the like) is a dict of vectors of theta's layout, the
-    slots, part of the training state.
+    The object holds settings only. Its memory (momentum and the like) is a dict of vectors, the slots, part of the
+    training state. They have theta's layout, unless `slot_layout` says otherwise.
 
     In each step the gradient is clipped (by value, then each parameter's by norm, then all by their common norm), the
     weight decay is added, the formula is applied, and the average of the weights is brought up to date.
 
     A subclass names its slots and gives `update`, made of one op; where the formula needs numbers that depend on the
-    step, it gives `numbers` too.
+    step, it gives `numbers` too. `ParameterOptimizer` is the base for a formula that looks at matrices or at norms.
 
     Args:
         learning_rate: a number, a schedule, or a function of the step.
@@ -103,6 +104,10 @@ class Optimizer(Configurable):
             slots["ema"] = copied(theta)
         return slots
 
+    def slot_layout(self, slot: str, layout: Layout) -> Layout:
+        """The layout of a slot's vector, for parameters of this layout: the same one, for most optimizers."""
+        return layout
+
     def averaged(self, slots: Slots) -> Vector:
         """The exponential moving average of the weights. Raises ConfigError if the optimizer keeps none."""
         if "ema" not in slots:
@@ -144,7 +149,7 @@ class Optimizer(Configurable):
                     for block, weights, decay in zip(gradient, theta, decays, strict=True)
                 )
                 decays = None
-        new_theta, new_slots = self.advance(theta, gradient, slots, step, decays)
+        new_theta, new_slots = self.advance(theta, gradient, slots, step, decays, layout)
         if self.ema is not None:
             new_slots["ema"] = tuple(
                 ops.moving_average(average, block, self.ema, donate=True)[0]
@@ -153,7 +158,7 @@ class Optimizer(Configurable):
         return new_theta, new_slots
 
     def advance(
-        self, theta: Vector, gradient: Vector, slots: Slots, step: Any, decays: tuple[Any, ...] | None
+        self, theta: Vector, gradient: Vector, slots: Slots, step: Any, decays: tuple[Any, ...] | None, layout: Layout
     ) -> tuple[Vector, Slots]:
         """`update` on each block of the vector; `decays` has one decay for each, or is None for no decay."""
         names = self.slot_names
@@ -197,12 +202,11 @@ class Optimizer(Configurable):
 
     def _decays(self, theta: Vector, layout: Layout) -> tuple[Any, ...]:
         """The weight decay of each block: a number, or an array where a block holds parameters with and without it."""
-        decayed = {
-            entry.name: self.weight_decay
-            for entry in layout.trained
-            if self.decay_biases or len(entry.parameter.shape) >= 2
-        }
-        return layout.constant(decayed, theta)
+        return layout.constant({entry.name: self.decay_of(entry.parameter.shape) for entry in layout.trained}, theta)
+
+    def decay_of(self, shape: Shape) -> float:
+        """The weight decay of a parameter of this shape."""
+        return self.weight_decay if self.decay_biases or len(shape) >= 2 else 0.0
 
 
 def copied(vector: Vector) -> Vector:

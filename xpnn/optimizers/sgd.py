@@ -8,7 +8,7 @@ from xpnn import ops
 from xpnn.dispatch import Array, namespace
 from xpnn.errors import ConfigError
 from xpnn.optimizers.optimizer import LearningRate, Optimizer, Options, Slots, check_memory
-from xpnn.parameters import Vector
+from xpnn.parameters import Layout, Vector
 from xpnn.schedules import check_rate
 
 
@@ -57,11 +57,11 @@ class SGD(Optimizer):
         return ("velocity",) if self.momentum else ()
 
     def advance(
-        self, theta: Vector, gradient: Vector, slots: Slots, step: Any, decays: tuple[Any, ...] | None
+        self, theta: Vector, gradient: Vector, slots: Slots, step: Any, decays: tuple[Any, ...] | None, layout: Layout
     ) -> tuple[Vector, Slots]:
         """Without momentum there are no slots to look after: this is the step of small networks, where calls count."""
         if self.momentum:
-            return super().advance(theta, gradient, slots, step, decays)
+            return super().advance(theta, gradient, slots, step, decays, layout)
         rate = self.rate(step, theta[0])
         blocks = zip(theta, gradient, strict=True)
         return tuple([ops.sgd(block, block_gradient, rate, donate=True)[0] for block, block_gradient in blocks]), {}

@@ -191,7 +191,7 @@ def _pairs(got: Outcome, want: Outcome) -> list[tuple[str, Any, Any]]:
 def _to_device(argument: Any, backend: Backend, dtype: str) -> Any:
     if not hasattr(argument, "shape"):
         return argument
-    return backend.asarray(argument, dtype if argument.dtype.kind == "f" else "int64")
+    return backend.asarray(argument, {"f": dtype, "b": "bool"}.get(argument.dtype.kind, "int64"))
 
 
 def _rounded(argument: Any, dtype: str) -> Any:

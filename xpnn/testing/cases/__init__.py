@@ -3,15 +3,33 @@
 To add an op: write it in `xpnn/ops`, and its case in the file of its family here.
 """
 
-from xpnn.testing.cases import activations, core, losses, optimizers, vectors
-from xpnn.testing.cases.case import Case, Distinct, Integers, Probabilities, Reals, Values
+from xpnn.testing.cases import (
+    activations,
+    attention,
+    augmentation,
+    convolution,
+    core,
+    losses,
+    normalization,
+    optimizers,
+    pooling,
+    recurrent,
+    similarity,
+    vectors,
+)
+from xpnn.testing.cases.case import Booleans, Case, Distinct, Integers, Probabilities, Reals, Values
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
-    "layers": (*core.CASES, *vectors.CASES),
+    "layers": (*core.CASES, *augmentation.CASES, *vectors.CASES),
+    "convolution": convolution.CASES,
+    "pooling": pooling.CASES,
+    "attention": attention.CASES,
+    "normalization": normalization.CASES,
+    "recurrent": recurrent.CASES,
     "activations": activations.CASES,
-    "losses": losses.CASES,
+    "losses": (*losses.CASES, *similarity.CASES),
     "optimizers": optimizers.CASES,
 }
 CASES: tuple[Case, ...] = tuple(case for family in FAMILIES.values() for case in family)
 
-__all__ = ["CASES", "FAMILIES", "Case", "Distinct", "Integers", "Probabilities", "Reals", "Values"]
+__all__ = ["CASES", "FAMILIES", "Booleans", "Case", "Distinct", "Integers", "Probabilities", "Reals", "Values"]

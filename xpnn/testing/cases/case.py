@@ -39,16 +39,20 @@ class Reals:
 
 @dataclass(frozen=True)
 class Distinct:
-    """A random order of equally spaced reals: no two are equal or near (for ops with ties)."""
+    """A random order of equally spaced reals: no two are equal or near (for ops with ties).
+
+    Drawn for the exact tier, `ties` of them are equal each.
+    """
 
     shape: tuple[int, ...]
     spacing: float = 0.25
+    ties: int = 1
 
     def draw(self, seed: int, exact: bool) -> Array:
         xp = host().xp
         uniform = random.uniform(seed, random.stream(random.TESTING), 0, self.shape)
         flat = xp.reshape(uniform, (-1,))
-        ranks = xp.argsort(xp.argsort(flat))
+        ranks = xp.argsort(xp.argsort(flat)) // (self.ties if exact else 1)
         return xp.reshape((ranks - flat.shape[0] // 2) * self.spacing, self.shape)
 
 
@@ -79,16 +83,32 @@ class Integers:
 
 
 @dataclass(frozen=True)
-class Values:
-    """Exactly these numbers (floats)."""
+class Booleans:
+    """Random bools, three of four True: masks. Those in `never` (an index of the first axes each) are False."""
 
-    values: Any
+    shape: tuple[int, ...]
+    never: tuple[tuple[int, ...], ...] = ()
 
     def draw(self, seed: int, exact: bool) -> Array:
-        return host().xp.asarray(self.values, dtype=host().xp.float64)
+        xp = host().xp
+        mask = random.uniform(seed, random.stream(random.TESTING), 0, self.shape) < 0.75
+        for index in self.never:
+            mask[index] = False
+        return xp.asarray(mask, dtype=xp.bool)
 
 
-ARRAY_SPECS = (Reals, Distinct, Probabilities, Integers, Values)
+@dataclass(frozen=True)
+class Values:
+    """Exactly these numbers, floats or integers."""
+
+    values: Any
+    dtype: str = "float64"
+
+    def draw(self, seed: int, exact: bool) -> Array:
+        return host().xp.asarray(self.values, dtype=getattr(host().xp, self.dtype))
+
+
+ARRAY_SPECS = (Reals, Distinct, Probabilities, Integers, Booleans, Values)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,15 @@ _SIGNED_MOMENTUM = Values((0.5, -1.0, -0.5, -1.0, 1.5, 1.0, 1.0))
 _DECAYS = Values((0.5, 0.5, 0.5, 0.0, 0.0, 0.25, 0.25))
 
 _ADAM = (0.1, 0.9, 0.95, 1e-3, 0.3, 0.2)
+_MATRIX = Reals((4, 3))
+_LARGE = Reals((4, 3), 0.5, 2.0)
+_MOMENTS = (_MATRIX, _LARGE)
+_ROW, _COLUMN = Reals((4, 1), 0.5, 2.0), Reals((1, 3), 0.5, 2.0)
+_ADAFACTOR = (0.1, 0.05, 0.3, 1e-3, 1e-3)
+# Far from singular: the slope at a singular value near 0 is so steep that difference quotients miss it.
+_REGULAR = Values(((1.5, -0.5, 0.3), (0.2, 1.2, -0.7), (-0.4, 0.6, -1.4)))
+# Five iterations multiply what is rounded in small singular values by up to 3.4445^5 = 485.
+_ITERATED = 512.0
 
 CASES = (
     Case("sgd", (_ANY, _ANY, 0.25), exact=True),
@@ -49,4 +58,87 @@ CASES = (
     Case("clip_by_global_norm", (_ANY,), {"limit": 0.5}, label="one-block", terms=7),
     Case("global_norm", (Reals((3, 2)), _ANY), terms=13),
     Case("global_norm", (Values((1.5, -2.0, 0.0)),), label="one-block", terms=3),
+    Case("lamb", (_MATRIX, _MATRIX, *_MOMENTS, *_ADAM), terms=12),
+    Case("lamb", (_MATRIX, _MATRIX, *_MOMENTS, *_ADAM, 0.3), label="decay", terms=12),
+    Case("lamb", (_ANY, _ANY, _ANY, _POSITIVE, *_ADAM, 0.3), {"adapt": False}, label="not-adapted"),
+    Case("lars", (_MATRIX, _MATRIX, _MATRIX, 0.25, 0.5, 0.1), terms=12),
+    Case("lars", (_MATRIX, _MATRIX, _MATRIX, 0.25, 0.5, 0.1, 0.3), label="decay", terms=12),
+    Case("lars", (_ANY, _ANY, _ANY, 0.25, 0.5, 0.125, 0.5), {"adapt": False}, label="not-adapted", exact=True),
+    Case(
+        "lars",
+        (Values((0.0, 0.0)), Values((1.5, -0.5)), Values((1.0, 2.0)), 0.25, 0.5, 0.125),
+        label="at-zero",
+        exact=True,
+        differentiable=False,
+    ),
+    # The direction is about as long as its limit 1: cut, or left as it is.
+    Case("adafactor", (_ANY, _ANY, _POSITIVE, *_ADAFACTOR, 0.3, 0.2), label="cut", terms=7),
+    Case("adafactor", (_ANY, _ANY, _POSITIVE, *_ADAFACTOR, 10.0), label="not-cut", terms=7),
+    Case(
+        "adafactor",
+        (Reals(_SHAPE, -1e-4, 1e-4), _ANY, _POSITIVE, 0.1, 0.05, 0.3, 1e-3, 0.5, 10.0),
+        label="small-theta",
+        terms=7,
+    ),
+    Case("adafactor", (_ANY, _ANY, _POSITIVE, 0.1, 0.05, 0.3, 5.0, 1e-3, 10.0), label="least-denominator", terms=7),
+    Case("adafactor_factored", (_MATRIX, _MATRIX, _ROW, _COLUMN, *_ADAFACTOR, 0.3, 0.2), label="cut", terms=24),
+    Case("adafactor_factored", (_MATRIX, _MATRIX, _ROW, _COLUMN, *_ADAFACTOR, 10.0), label="not-cut", terms=24),
+    Case(
+        "adafactor_factored",
+        (_MATRIX, _MATRIX, _ROW, _COLUMN, 0.1, 0.05, 0.3, 5.0, 1e-3, 10.0),
+        label="least-denominator",
+        terms=24,
+    ),
+    Case(
+        "adafactor_factored",
+        (Reals((2, 4, 3)), Reals((2, 4, 3)), Reals((2, 4, 1), 0.5, 2.0), Reals((2, 1, 3), 0.5, 2.0), *_ADAFACTOR, 10.0),
+        label="kernels",
+        terms=48,
+    ),
+    Case("orthogonalize", (_REGULAR,), label="square", terms=9, roundings=_ITERATED),
+    Case("orthogonalize", (Reals((5, 2)),), label="tall", terms=10, roundings=_ITERATED),
+    Case("orthogonalize", (Reals((2, 5)),), label="wide", terms=10, roundings=_ITERATED),
+    Case("orthogonalize", (Reals((3, 1)),), {"iterations": 2}, label="column", terms=3, roundings=_ITERATED),
+    Case("orthogonalize", (Values(((1.0,),)),), {"epsilon": 8.0}, label="short", roundings=_ITERATED),
+    Case(
+        "orthogonalize",
+        (_MATRIX,),
+        {"coefficients": (1.875, -1.25, 0.375)},
+        label="converging",
+        terms=12,
+        roundings=_ITERATED,
+    ),
+    Case("orthogonalize", (_MATRIX,), {"iterations": 0}, label="normed", terms=12),
+    Case("muon", (_MATRIX, _MATRIX, _MATRIX, 0.1, 0.9), terms=12, roundings=_ITERATED),
+    Case(
+        "muon",
+        (_MATRIX, _MATRIX, _MATRIX, 0.1, 0.9, 1.5, 0.3),
+        {"nesterov": False},
+        label="decay",
+        terms=12,
+        roundings=_ITERATED,
+    ),
+    Case(
+        "muon",
+        (Reals((2, 2, 3)), Reals((2, 2, 3)), Reals((2, 2, 3)), 0.1, 0.9),
+        label="kernels",
+        terms=12,
+        roundings=_ITERATED,
+    ),
+    Case("inner_product", (_MATRIX, _MATRIX), exact=True, terms=12),
+    Case("add_multiple", (_ANY, _ANY, Values(1.5)), exact=True, terms=7),
+    Case("add_multiple", (_ANY, _ANY, -1.0), label="number", exact=True, terms=7),
+    Case("multiple", (_ANY, Values(1.5)), exact=True, terms=7),
+    Case("absolute_sum", (Reals(_SHAPE, avoid=(0.0,)),), exact=True, terms=7),
+    Case("lbfgs_remember", (Values(0.5), _ANY, _ANY, _ANY), label="counts", exact=True),
+    Case("lbfgs_remember", (Values(0.0), _ANY, _ANY, _ANY), label="does-not-count", exact=True),
+    Case("lbfgs_remember", (Values(0.5), _ANY, _ANY), label="one", exact=True),
+    Case("lbfgs_weight", (Values(1.5),), label="counts"),
+    Case("lbfgs_weight", (Values(0.5),), {"least": 1.0}, label="too-little", exact=True),
+    Case("lbfgs_weight", (Values(-0.5),), label="does-not-count", exact=True),
+    Case("lbfgs_scale", (Values(1.5), Values(0.7), Values(2.0)), label="counts"),
+    Case("lbfgs_scale", (Values(-0.5), Values(0.5), Values(2.0)), label="does-not-count", exact=True),
+    Case("lbfgs_length", (Values(3.0), Values(0.0), 0.5), label="first"),
+    Case("lbfgs_length", (Values(0.5), Values(0.0), 0.5), label="first-short", exact=True),
+    Case("lbfgs_length", (Values(3.0), Values(1.0), 0.5), label="later", exact=True),
 )
