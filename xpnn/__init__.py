@@ -3,6 +3,7 @@
 from xpnn import initializers as initializers
 from xpnn import losses as losses
 from xpnn import metrics as metrics
+from xpnn import models as models
 from xpnn import numbers as numbers
 from xpnn import ops as ops
 from xpnn import optimizers as optimizers

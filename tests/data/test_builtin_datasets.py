@@ -55,6 +55,7 @@ def test_without_scikit_learn(monkeypatch):
 
 
 def test_importing_the_readers_loads_neither_pandas_nor_scikit_learn():
-    code = "import sys, xpnn.data; print([m for m in ('pandas', 'sklearn', 'pyarrow', 'numpy') if m in sys.modules])"
+    heavy = ("pandas", "sklearn", "pyarrow", "PIL", "numpy")
+    code = f"import sys, xpnn.data; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

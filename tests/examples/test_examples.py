@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import xpnn
@@ -22,6 +23,23 @@ FLOAT32 = {
     "xor_gate": ["--epochs", "30"],
     "iris_three_layers": ["--epochs", "3"],
     "digits": ["--epochs", "1"],
+    "cnn_digits": ["--epochs", "1"],
+    "residual_images": ["--epochs", "1", "--filters", "4", "8"],
+    "char_rnn": ["--epochs", "1", "--windows", "48", "--window", "8", "--units", "16", "--write", "4"],
+    "transformer_text": [
+        "--epochs",
+        "1",
+        "--windows",
+        "48",
+        "--window",
+        "8",
+        "--features",
+        "16",
+        "--blocks",
+        "1",
+        "--write",
+        "4",
+    ],
     "custom_layer": ["--epochs", "2"],
 }
 """Examples that train in float32, with arguments for a short run."""
@@ -105,6 +123,53 @@ def test_closed_form_gradients_are_the_librarys():
 def test_digits_are_read():
     result = example("digits").main(["--backend", "numpy"])
     assert result["val_accuracy"] >= 0.97
+
+
+def test_cnn_digits_are_read(capsys):
+    result = example("cnn_digits").main(["--backend", "numpy"])
+    assert result["val_accuracy"] >= 0.985
+    assert "read wrong: " in capsys.readouterr().out
+
+
+def test_residual_images_reads_digits():
+    result = example("residual_images").main(["--backend", "numpy", "--epochs", "8"])
+    assert result["val_accuracy"] >= 0.98
+
+
+def test_residual_images_reads_a_folder_of_pictures(tmp_path, capsys):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        colours = rng.integers(0, 90, (10, 12, 3), dtype=np.uint8)
+        colours[..., number % 2] += 120  # one class is red, the other green
+        path = tmp_path / ("green" if number % 2 else "red") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(colours).save(path)
+    arguments = [str(tmp_path), "--resize", "8", "--flip", "--filters", "4", "8", "--epochs", "6"]
+    result = example("residual_images").main(["--backend", "numpy", *arguments])
+    assert result["val_accuracy"] >= 0.9
+    assert "2 classes, 64 images of 8x8x3 to train on" in capsys.readouterr().out
+
+
+def test_char_rnn_learns_and_writes(capsys):
+    arguments = ["--backend", "numpy", "--epochs", "3", "--write", "40"]
+    result = example("char_rnn").main(arguments)
+    # guessing by the frequency of the characters alone gives 2.97
+    assert result["val_loss"] < 2.1
+    written = capsys.readouterr().out.partition("the network writes:\n\n")[2]
+    assert len(written.removesuffix("\n")) == 40
+    again = example("char_rnn").main(arguments)
+    assert again == result
+    assert capsys.readouterr().out.partition("the network writes:\n\n")[2] == written
+
+
+def test_transformer_text_learns_and_writes(capsys):
+    arguments = ["--backend", "numpy", "--epochs", "2", "--features", "64", "--write", "40", "--temperature", "0.5"]
+    result = example("transformer_text").main(arguments)
+    assert result["val_loss"] < 2.4
+    written = capsys.readouterr().out.partition("the network writes:\n\n")[2]
+    assert len(written.removesuffix("\n")) == 40
 
 
 def test_custom_layer_is_checked_and_learns(capsys):

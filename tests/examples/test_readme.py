@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import xpnn
 from xpnn.cli.app import run
@@ -56,7 +57,7 @@ def test_the_layer_joins_the_matrix_with_the_lines_shown(backend, dtype):
 
 @pytest.fixture
 def folder_with_tables(tmp_path, monkeypatch):
-    """An empty folder with the two CSV files that the commands name."""
+    """A folder with the two CSV files and the folder of pictures that the commands name."""
     iris = load_dataset("iris")
     header = ",".join(iris.features)
     rows = [",".join(str(number) for number in row) for row in iris.x]
@@ -64,6 +65,10 @@ def folder_with_tables(tmp_path, monkeypatch):
     labelled = [f"{row},{name}" for row, name in zip(rows, names, strict=True)]
     (tmp_path / "flowers.csv").write_text("\n".join([f"{header},species", *labelled]) + "\n")
     (tmp_path / "new_flowers.csv").write_text("\n".join([header, *rows[::10]]) + "\n")
+    for number in range(20):
+        path = tmp_path / "photos" / ("dark" if number % 2 else "bright") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9 + number, 12), (40 if number % 2 else 200, number, 3 * number)).save(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -73,6 +78,8 @@ def test_the_commands_run(folder_with_tables, capsys):
     commands = [shlex.split(line) for line in lines if line.strip()]
     assert [command[:2] for command in commands] == [
         ["xpnn", "train"],
+        ["xpnn", "train"],
+        ["xpnn", "predict"],
         ["xpnn", "train"],
         ["xpnn", "predict"],
         ["xpnn", "backends"],

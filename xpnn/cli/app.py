@@ -89,12 +89,13 @@ def train(
         str,
         typer.Argument(
             help="xor, xnor, iris, digits, wine, breast_cancer, diabetes; or a CSV, Parquet or NPZ file; "
-            "or a folder of IDX files, as MNIST's.",
+            "or a folder with one sub-folder of pictures for each class; or a folder of IDX files, as MNIST's.",
             metavar="DATASET_OR_FILE",
         ),
     ],
     target: Annotated[
-        str | None, typer.Option(help="Column to predict; in an NPZ file the array to predict (y without it).")
+        str | None,
+        typer.Option(help="Column to predict; in an NPZ file the array to predict (y or labels without it)."),
     ] = None,
     task: Annotated[
         str | None,
@@ -104,10 +105,27 @@ def train(
         ),
     ] = None,
     drop: Annotated[str | None, typer.Option(help="Columns to leave out, as in id,name.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Units of the hidden layers, as in 64,32; none for a linear model.")
+    resize: Annotated[
+        str | None, typer.Option(help="Height and width of all pictures of a folder, as in 32 or 24,32.")
     ] = None,
-    activation: Annotated[str | None, typer.Option(help="Behind each hidden layer: relu, tanh, gelu, ...")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="mlp, or for images cnn or resnet. Without it, cnn for a folder of pictures, mlp for all else."
+        ),
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="Change images at random in training: flip, shift, or flip,shift.")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Units of the hidden layers, as in 64,32; none for a linear model. For cnn and resnet channels."
+        ),
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="Behind each hidden layer of an mlp: relu, tanh, gelu, ...")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data. Without it, enough for about 3000 steps.")
     ] = None,
@@ -131,7 +149,7 @@ def train(
     plot: Annotated[str | None, typer.Option(help="Draw the loss curves here, as in curve.png.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
 ) -> None:
-    """Train a network on a data set or a table; features are standardised."""
+    """Train a network on a data set, a table or images; features are standardised."""
     from xpnn.cli.training import Options, train_command
 
     options = Options(
@@ -139,6 +157,9 @@ def train(
         target=target,
         task=task,
         drop=drop,
+        resize=resize,
+        model=model,
+        augment=augment,
         layers=layers,
         activation=activation,
         epochs=epochs,
@@ -162,7 +183,11 @@ def train(
 def predict(
     model: Annotated[str, typer.Argument(help="A model file that `xpnn train --save` wrote.")],
     file: Annotated[
-        str, typer.Argument(help="CSV, Parquet, NPZ or IDX file with the columns that the model was trained on.")
+        str,
+        typer.Argument(
+            help="CSV, Parquet, NPZ or IDX file with the columns that the model was trained on; or a picture, or a "
+            "folder of pictures."
+        ),
     ],
     output: Annotated[str | None, typer.Option(help="Write the CSV here; without it, to standard output.")] = None,
     backend: Annotated[str | None, typer.Option(help="Where to compute: numpy, cupy, ...")] = None,

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xpnn import layers as all_layers
 from xpnn import saving
 from xpnn.backend import get_backend, host
+from xpnn.cli.architecture import network_layers
 from xpnn.cli.output import check_destination
 from xpnn.data import DATASETS, Scaling, Table, Target, encode_target, load_dataset, read_table, split
+from xpnn.data.images import is_picture_folder, picture_table, white_of
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, DataError
 from xpnn.network import Network
@@ -22,8 +23,6 @@ from xpnn.optimizers import OPTIMIZERS
 from xpnn.random import check_seed
 
 # What a table gets whose reader proposes nothing better.
-_LAYERS = (64, 32)
-_ACTIVATION = "relu"
 _OPTIMIZER = "adam"
 _BATCH_SIZE = 32
 _VALIDATION = 0.2
@@ -38,6 +37,9 @@ class Options:
     target: str | None = None
     task: str | None = None
     drop: str | None = None
+    resize: str | None = None
+    model: str | None = None
+    augment: str | None = None
     layers: str | None = None
     activation: str | None = None
     epochs: int | None = None
@@ -82,7 +84,6 @@ def train_command(options: Options) -> bool:
     backend.dtype(options.dtype)
     table = _read(options)
     optimizer = _optimizer(options, table.defaults)
-    hidden = _hidden_layers(options, table.defaults)
     for path, what in ((options.save, "the model"), (options.plot, "the plot")):
         if path is not None:
             check_destination(path, what, keep=[options.data])
@@ -92,13 +93,13 @@ def train_command(options: Options) -> bool:
         from xpnn.plotting import check_plot_path
 
         check_plot_path(options.plot)
-    prepared = _prepare(table, options)
-
-    target = prepared.target
+    target = _target(table, options)
     outputs = len(target.class_names) if target.task == "classification" else 1
+    layers = network_layers(table, outputs, options.model, options.layers, options.activation, options.augment)
+    prepared = _prepare(table, target, options)
+
     network = Network(
-        *hidden,
-        all_layers.Dense(outputs),
+        *layers,
         backend=backend,
         dtype=options.dtype,
         seed=options.seed,
@@ -120,7 +121,7 @@ def train_command(options: Options) -> bool:
     if options.save is None:
         print("the model is not saved; give --save model.safetensors to keep it")
     else:
-        saving.save(network, options.save, _metadata(table, prepared))
+        saving.save(network, options.save, _metadata(table, prepared, options))
         print(f"model: {options.save} ({os.path.getsize(options.save):,} bytes)")
     return bool(history.interrupted)
 
@@ -140,54 +141,41 @@ def _check_choices(options: Options) -> None:
 def _read(options: Options) -> Table:
     """The data set that was asked for. A built-in name wins over a file of that name; ./name is the file."""
     drop = [name.strip() for name in (options.drop or "").split(",") if name.strip()]
+    resize = _size(options.resize)
     if options.data in DATASETS:
-        if options.target is not None or drop:
+        if options.target is not None or drop or resize is not None:
             raise ConfigError(
-                f"the data set {options.data!r} has its own target and columns; leave out --target, --drop"
+                f"the data set {options.data!r} has its own target and columns; leave out --target, --drop, --resize"
             )
         return load_dataset(options.data)
     if not Path(options.data).exists():
         raise DataError(
             f"{options.data!r} is no file, no folder and no built-in data set; those are: {', '.join(DATASETS)}"
         )
+    path = Path(options.data)
+    if path.is_dir() and is_picture_folder(path):
+        if options.target is not None or drop:
+            raise ConfigError(
+                f"{options.data!r} is a folder of pictures, whose sub-folders are the classes; leave out --target, "
+                "--drop"
+            )
+        return picture_table(path, resize)
+    if resize is not None:
+        raise ConfigError(f"--resize is for folders of pictures; the samples of {options.data!r} stay as they are")
     return read_table(options.data, options.target, drop)
 
 
-def _hidden_layers(options: Options, defaults: dict[str, Any]) -> list[Any]:
-    """Dense, activation, Dense, activation, ... from --layers and --activation."""
-    sizes = defaults.get("layers", _LAYERS)
-    if options.layers is not None:
-        sizes = _sizes(options.layers)
-    given = options.activation
-    kind = activation_class(defaults.get("activation", _ACTIVATION) if given is None else given)
-    layers: list[Any] = []
-    for units in sizes:
-        layers += [all_layers.Dense(units), kind()]
-    return layers
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    if text.strip().lower() == "none":
-        return ()
+def _size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) from --resize: 32, or 24,32."""
+    if text is None:
+        return None
     try:
-        sizes = tuple(int(part) for part in text.split(","))
+        sides = tuple(int(side) for side in text.split(","))
     except ValueError:
-        sizes = (0,)
-    if min(sizes) < 1:
-        raise ConfigError(f"--layers {text!r} is not understood; write positive whole numbers as in 64,32, or none")
-    return sizes
-
-
-def activation_class(name: str) -> Any:
-    """The activation layer of a name such as "relu", "leaky_relu" or "LeakyReLU". Raises ConfigError if none has it."""
-    table = {}
-    for label, each in vars(all_layers).items():
-        if inspect.isclass(each) and issubclass(each, all_layers.Activation) and each is not all_layers.Activation:
-            table[label.lower()] = each
-    wanted = name.lower().replace("_", "").replace("-", "")
-    if wanted not in table:
-        raise ConfigError(f"--activation {name!r} is unknown; known: {', '.join(sorted(table))}")
-    return table[wanted]
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ConfigError(f"--resize {text!r} is not understood; write one number of pixels, or height,width")
+    return sides[0], sides[-1]
 
 
 def _optimizer(options: Options, defaults: dict[str, Any]) -> Any:
@@ -206,13 +194,22 @@ def _optimizer(options: Options, defaults: dict[str, Any]) -> Any:
     return kind(learning_rate=rate)
 
 
-def _prepare(table: Table, options: Options) -> Prepared:
-    """Encode, split, standardise. Means and scales come from the training part alone."""
-    y = table.y
-    given = None if options.validation is not None else table.held_out
+def _held_out(table: Table, options: Options) -> Table | None:
+    """The part that the data set itself holds out, unless the user asks for another share."""
+    return None if options.validation is not None else table.held_out
+
+
+def _target(table: Table, options: Options) -> Target:
+    """The target of the table, with that of the part held out behind it."""
+    y, given = table.y, _held_out(table, options)
     if given is not None:
         y = host().xp.concat([y, given.y])
-    target = encode_target(y, table.target, options.task or table.task, table.class_names)
+    return encode_target(y, table.target, options.task or table.task, table.class_names)
+
+
+def _prepare(table: Table, target: Target, options: Options) -> Prepared:
+    """Split, standardise. Means and scales come from the training part alone."""
+    given = _held_out(table, options)
     share = _VALIDATION if options.validation is None else options.validation
     rows: Any = slice(0, len(table.x))
     held_out: Any = None
@@ -250,9 +247,16 @@ def _print_plan(options: Options, table: Table, prepared: Prepared, network: Net
     held_out = 0 if prepared.held_out_x is None else len(prepared.held_out_x)
     count = sum(math.prod(entry.parameter.shape) for entry in network.layout.entries)
     print(f"{options.data}: {what}")
-    print(f"{len(prepared.x)} samples to train on, {held_out} held out; {len(table.features)} features, standardised")
+    what = f"{len(table.features)} features"
+    if table.image_shape is not None:
+        what = "images of {} x {} pixels, {}".format(*table.image_shape[:2], _channels(table.image_shape[2]))
+    print(f"{len(prepared.x)} samples to train on, {held_out} held out; {what}, standardised")
     print(f"network: {', '.join(map(repr, network.root.layers))}")
     print(f"{count:,} parameters in {network.dtype} on {network.backend.spec}, seed {network.seed}", flush=True)
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def _fit(network: Network, prepared: Prepared, options: Options, defaults: dict[str, Any], optimizer: Any) -> Any:
@@ -302,13 +306,21 @@ def _result(network: Network, prepared: Prepared) -> str:
     return f"{part} RMSE {rmse:.6g}, R2 {r2} ({len(y)} samples)"
 
 
-def _metadata(table: Table, prepared: Prepared) -> dict[str, Any]:
+def _metadata(table: Table, prepared: Prepared, options: Options) -> dict[str, Any]:
     """What `xpnn predict` needs besides the network."""
     target = prepared.target
+    image = None
+    if table.image_shape is not None:
+        try:
+            white = white_of(table, options.data)
+        except DataError:
+            white = None  # measured numbers, say: pictures are then nothing that the network could read
+        image = {"shape": list(table.image_shape), "white": white, "resized": options.resize is not None}
     return {
         "task": target.task,
         "target": table.target,
         "features": list(table.features),
+        "image": image,
         "class_names": list(target.class_names),
         "feature_scaling": prepared.features.to_json(),
         "target_scaling": None if prepared.targets is None else prepared.targets.to_json(),

@@ -68,6 +68,8 @@ def _bundled(name: str) -> Table:
         task="regression" if name == "diabetes" else "classification",
         class_names=tuple(str(each) for each in getattr(bunch, "target_names", ())),
         image=name == "digits",
+        image_shape=(8, 8, 1) if name == "digits" else None,
+        white=16.0 if name == "digits" else None,
         defaults=_DEFAULTS[name],
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from xpnn.backend import host
 from xpnn.data.idx import read_idx_folder, read_idx_images
-from xpnn.data.table import Table
+from xpnn.data.table import Table, image_shape_of
 from xpnn.dispatch import Array
 from xpnn.errors import DataError
 
@@ -28,7 +28,8 @@ def read_table(path: str | os.PathLike[str], target: str | None, drop: Iterable[
 
     Args:
         path: CSV (.csv, .tsv, .txt; also .gz), Parquet (.parquet, .pq), NPZ (.npz), or a folder of MNIST's IDX files.
-        target: the column to be predicted; for NPZ the name of the array, "y" without one; not used for IDX.
+        target: the column to be predicted; for NPZ the name of the array, "y" or "labels" without one; not used for
+            IDX.
         drop: columns that are not to be used.
 
     Raises:
@@ -261,8 +262,8 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def _pick_inputs(path: Path, arrays: dict[str, Array], target: str | None) -> tuple[str, Array]:
-    """The array of inputs: "X" or "x", or the only one that is not the target."""
-    for name in ("X", "x"):
+    """The array of inputs: "X", "x" or "images", or the only one that is not the target."""
+    for name in ("X", "x", "images"):
         if name in arrays and name != target:
             return name, arrays[name]
     others = [name for name in arrays if name != target]
@@ -287,7 +288,7 @@ def _samples(path: Path, name: str, array: Array) -> Array:
 
 def _table_from_npz(path: Path, target: str | None) -> Table:
     arrays = _arrays(path)
-    wanted = target or "y"
+    wanted = target or next((name for name in ("y", "labels") if name in arrays), "y")
     if wanted not in arrays:
         raise DataError(
             f"{str(path)!r} has no array {wanted!r} for the target (choose one with --target); "
@@ -308,4 +309,4 @@ def _table_from_npz(path: Path, target: str | None) -> Table:
     if y.dtype.kind == "b":
         y = host().xp.asarray([str(bool(value)) for value in y])
     features = tuple(f"x{index}" for index in range(x.shape[1]))
-    return Table(x, y, features, wanted, image=inputs.ndim > 2)
+    return Table(x, y, features, wanted, image=inputs.ndim > 2, image_shape=image_shape_of(inputs.shape[1:]))

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 from xpnn.backend import host
-from xpnn.data.table import Table
+from xpnn.data.table import Table, image_shape_of
 from xpnn.dispatch import Array
 from xpnn.errors import DataError
 
@@ -73,7 +73,8 @@ def read_idx_folder(folder: str | os.PathLike[str]) -> Table:
         stem = _TRAINING[0] if images is None else _TRAINING[1]
         raise DataError(
             f"the folder {os.fspath(folder)!r} has no {stem}-idx{_axes(stem)}-ubyte (or .gz); "
-            "give a folder with MNIST's four files, or a CSV, Parquet or NPZ file"
+            "give a folder with MNIST's four files, one with a sub-folder of pictures for each class, or a CSV, "
+            "Parquet or NPZ file"
         )
     held_out_images, held_out_labels = (_find(folder, stem) for stem in _HELD_OUT)
     if held_out_images is None or held_out_labels is None:
@@ -83,13 +84,16 @@ def read_idx_folder(folder: str | os.PathLike[str]) -> Table:
 
 def read_idx_images(path: str | os.PathLike[str]) -> Table:
     """The images of one IDX file, without labels."""
-    x, features = _pixels(read_idx(path))
-    return Table(x, None, features, image=True)
+    array = read_idx(path)
+    x, features = _pixels(array)
+    return Table(x, None, features, image=True, image_shape=image_shape_of(array.shape[1:]))
 
 
 def _pair(images: Path, labels: Path, held_out: Table | None = None) -> Table:
     """Images and their labels as a table."""
-    x, features = _pixels(read_idx(images))
+    array = read_idx(images)
+    x, features = _pixels(array)
+    shape = image_shape_of(array.shape[1:])
     y = read_idx(labels)
     if y.ndim != 1:
         raise DataError(f"{str(labels)!r} has {y.ndim} axes; labels have one")
@@ -97,12 +101,23 @@ def _pair(images: Path, labels: Path, held_out: Table | None = None) -> Table:
         raise DataError(f"{str(images)!r} has {len(x)} images, {str(labels)!r} has {len(y)} labels")
     if len(x) == 0:
         raise DataError(f"{str(images)!r} holds no images")
-    if held_out is not None and held_out.features != features:
+    if held_out is not None and (held_out.features != features or held_out.image_shape != shape):
         raise DataError(
-            f"the images of {str(images)!r} have {len(features)} pixels, those held out {len(held_out.features)}"
+            f"the images of {str(images)!r} have shape {array.shape[1:]} and {len(features)} pixels, those held out "
+            f"{held_out.image_shape} and {len(held_out.features)}"
         )
     defaults = {"layers": (128, 64), "batch_size": 128, "epochs": 10}
-    return Table(x, y, features, "label", "classification", (), image=True, held_out=held_out, defaults=defaults)
+    return Table(
+        x,
+        y,
+        features,
+        "label",
+        "classification",
+        image=True,
+        image_shape=shape,
+        held_out=held_out,
+        defaults=defaults,
+    )
 
 
 def _pixels(images: Array) -> tuple[Array, tuple[str, ...]]:

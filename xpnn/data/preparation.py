@@ -84,14 +84,19 @@ class Scaling:
         return x * self.scale + self.mean
 
     def to_json(self) -> dict[str, Any]:
-        """For a model file."""
+        """For a model file; columns that are all scaled alike, as pixels are, are written once."""
+        columns = len(self.mean)
+        if columns > 1 and (self.mean == self.mean[0]).all() and (self.scale == self.scale[0]).all():
+            return {"mean": [float(self.mean[0])], "scale": [float(self.scale[0])], "columns": columns}
         return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scaling:
         """What `to_json` gave."""
         xp = host().xp
-        return cls(xp.asarray(data["mean"], dtype=xp.float64), xp.asarray(data["scale"], dtype=xp.float64))
+        mean, scale = (xp.asarray(data[name], dtype=xp.float64) for name in ("mean", "scale"))
+        columns = data.get("columns", len(mean))
+        return cls(xp.broadcast_to(mean, (columns,)), xp.broadcast_to(scale, (columns,)))
 
 
 def _pieces(x: Array) -> Iterator[Array]:

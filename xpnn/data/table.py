@@ -20,6 +20,8 @@ class Table:
         task: "classification" or "regression" where the data set says so, else None.
         class_names: the names of the classes 0, 1, ... where y holds their numbers, else ().
         image: True if the features are pixels, which are all scaled alike.
+        image_shape: (height, width, channels) where a row of x is an image of that shape, in C order.
+        white: what a white pixel is in it, where the data set says so.
         held_out: a second table for validation, where the data set comes with one.
         split: False for a data set that is learnt as a whole, such as the four points of XOR.
         defaults: options of `xpnn train` that work well for this data set.
@@ -32,6 +34,15 @@ class Table:
     task: str | None = None
     class_names: tuple[str, ...] = ()
     image: bool = False
+    image_shape: tuple[int, int, int] | None = None
+    white: float | None = None
     held_out: Table | None = None
     split: bool = True
     defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def image_shape_of(sample: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(height, width, channels) of samples of that shape: (height, width) has one channel; None for other shapes."""
+    if len(sample) == 2:
+        return (sample[0], sample[1], 1)
+    return (sample[0], sample[1], sample[2]) if len(sample) == 3 else None
