@@ -337,7 +337,7 @@ _WIDTH, _HEADS, _LENGTH, _INNER = 256, 4, 128, 1024
 def _transformer_xpnn() -> list[Any]:
     import xpnn
 
-    return [xpnn.TransformerEncoderBlock(_HEADS, _INNER, activation="gelu", norm_first=True)]
+    return [xpnn.TransformerEncoderBlock(_HEADS, _INNER, dropout=0.0, activation="gelu", norm_first=True)]
 
 
 def _transformer_torch() -> Any:

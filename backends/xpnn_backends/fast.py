@@ -44,3 +44,12 @@ def give_up(error: Exception) -> None:
     if not _broken:
         _LOG.warning("%s", reason)
     _broken.append(reason)
+
+
+def most_parts() -> int:
+    """The most threads among which a native kernel is split; 1 where there are none."""
+    if why_not() is not None:
+        return 1
+    from xpnn_backends.native import threads
+
+    return int(threads.core_count())

@@ -22,7 +22,8 @@ def _stored(x: RecordedArray) -> tuple[int, RecordedArray] | None:
     return (1, x.T) if x.ghost.T.flags.c_contiguous else None
 
 
-def _multiplies(dtype: Any) -> int:
+def multiplies(dtype: Any) -> int:
+    """The address of OpenBLAS's product for a dtype; 0 if there is none."""
     from xpnn_backends.native.machine import blas
 
     return blas().product(dtype)
@@ -30,7 +31,7 @@ def _multiplies(dtype: Any) -> int:
 
 def _native_product(a: RecordedArray, b: RecordedArray, out: RecordedArray) -> Any:
     left, right = _stored(a), _stored(b)
-    address = _multiplies(out.dtype)
+    address = multiplies(out.dtype)
     if left is None or right is None or not address:
         return None
     return "product", (address, left[0], right[0], left[1], right[1], out)
@@ -44,7 +45,7 @@ def native_linear(name: str) -> Any:
     """native(x, weight, bias, *results) for a linear map: the kernel of that name, if there is a product for it."""
 
     def native(x: RecordedArray, *operands: RecordedArray) -> Any:
-        address = _multiplies(x.dtype)
+        address = multiplies(x.dtype)
         return (name, (address, x, *operands)) if address else None
 
     return native

@@ -117,6 +117,11 @@ class Program:
         return self._inputs[number] is array
 
     @property
+    def scratch_bytes(self) -> int:
+        """The memory for what is given up again within a run."""
+        return int(self._scratch[0].nbytes)
+
+    @property
     def is_one_list(self) -> bool:
         """True if one thread can run all of it without Python."""
         machine = self._machine

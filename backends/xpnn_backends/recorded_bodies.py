@@ -122,4 +122,13 @@ def scatter_add(recorder: Recorder, values: Any, indices: Any, length: int) -> A
 
 
 # They use what is above, and register their own bodies.
-from xpnn_backends import recorded_activations, recorded_losses, recorded_optimizers  # noqa: E402, F401
+from xpnn_backends import (  # noqa: E402
+    recorded_activations,  # noqa: F401
+    recorded_attention,  # noqa: F401
+    recorded_convolution,  # noqa: F401
+    recorded_losses,  # noqa: F401
+    recorded_normalization,  # noqa: F401
+    recorded_optimizers,  # noqa: F401
+    recorded_pooling,  # noqa: F401
+    recorded_recurrent,  # noqa: F401
+)

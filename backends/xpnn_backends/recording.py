@@ -480,6 +480,10 @@ def _write_down(
     if name == "astype" or (name == "asarray" and isinstance(arguments[0], (RecordedArray, RecordedNumber))):
         recorder.call(COPY, arguments[0], out)
         return
+    if name == "reshape" and isinstance(arguments[0], RecordedArray):
+        # NumPy had to copy, into C order; the shape is then another view of the copy.
+        recorder.call(COPY, arguments[0], out.view(out.ghost.reshape(arguments[0].shape)))
+        return
     if name == "where" and not options:
         recorder.call(WHERE, *arguments, out)
         return

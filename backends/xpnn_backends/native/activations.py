@@ -233,20 +233,20 @@ def tanh(part, parts, x, y):
 
 
 @register_jitable
-def _slope_of_relu(y, dy):
+def slope_of_relu(y, dy):
     """dy where y > 0, else 0, whatever dy is."""
     zero = like(dy, 0.0)
     return dy if y > zero else zero
 
 
 @register_jitable
-def _slope_of_tanh(y, dy):
+def slope_of_tanh(y, dy):
     """(1 - y^2) dy."""
     return (like(y, 1.0) - y * y) * dy
 
 
 @register_jitable
-def _times_slope(slope, dy):
+def times_slope(slope, dy):
     """slope dy."""
     return slope * dy
 
@@ -281,9 +281,9 @@ def _gradient(name, derivative):
     return kernel("T:2 T:2 T:2 T:1", parallel=True)(run)
 
 
-relu_gradient = _gradient("relu_gradient", _slope_of_relu)
-tanh_gradient = _gradient("tanh_gradient", _slope_of_tanh)
-slope_gradient = _gradient("slope_gradient", _times_slope)
+relu_gradient = _gradient("relu_gradient", slope_of_relu)
+tanh_gradient = _gradient("tanh_gradient", slope_of_tanh)
+slope_gradient = _gradient("slope_gradient", times_slope)
 stepped_gradient = _gradient("stepped_gradient", _times_slope_or_zero)
 
 

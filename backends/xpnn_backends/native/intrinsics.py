@@ -139,7 +139,10 @@ def call_with_integer(typing_context: Any, address: Any, value: Any) -> Any:
 
 
 def _product_caller(real: Any, name: str) -> Any:
-    """cblas_?gemm by address, with 64-bit integers: row-major C = alpha op(A) op(B) + beta C."""
+    """cblas_?gemm by address, with 64-bit integers: row-major C = alpha op(A) op(B) + beta C.
+
+    alpha and beta are of the type of the numbers.
+    """
 
     @intrinsic
     def call(
@@ -150,15 +153,17 @@ def _product_caller(real: Any, name: str) -> Any:
         m: Any,
         n: Any,
         k: Any,
+        alpha: Any,
         a: Any,
         lda: Any,
         b: Any,
         ldb: Any,
+        beta: Any,
         c: Any,
         ldc: Any,
     ) -> Any:
         integer = types.int64
-        signature = types.void(*[integer] * 12)
+        signature = types.void(*[integer] * 6, real, *[integer] * 4, real, *[integer] * 2)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             value = context.get_value_type(real)
@@ -168,7 +173,7 @@ def _product_caller(real: Any, name: str) -> Any:
                 ir.VoidType(),
                 [short, short, short, word, word, word, value, pointer, word, pointer, word, value, pointer, word],
             )
-            address, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc = arguments
+            address, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = arguments
             builder.call(
                 builder.inttoptr(address, function.as_pointer()),
                 [
@@ -179,12 +184,12 @@ def _product_caller(real: Any, name: str) -> Any:
                     m,
                     n,
                     k,
-                    ir.Constant(value, 1.0),
+                    alpha,
                     builder.inttoptr(a, pointer),
                     lda,
                     builder.inttoptr(b, pointer),
                     ldb,
-                    ir.Constant(value, 0.0),
+                    beta,
                     builder.inttoptr(c, pointer),
                     ldc,
                 ],

@@ -17,18 +17,35 @@ import numpy as np
 from xpnn_backends import fast
 from xpnn_backends.native import (
     activations,
+    attention,
+    convolution,
     elementwise,
     losses,
+    normalization,
     optimizers,
+    pooling,
     products,
     random,
+    recurrent,
     registry,
     strided,
     threads,
 )
 from xpnn_backends.recording import Instruction, RecordedArray, RecordedNumber
 
-FAMILIES = (activations, elementwise, losses, optimizers, products, random)
+FAMILIES = (
+    activations,
+    attention,
+    convolution,
+    elementwise,
+    losses,
+    normalization,
+    optimizers,
+    pooling,
+    products,
+    random,
+    recurrent,
+)
 """The modules whose kernels are known."""
 
 _DTYPES = {"f4": np.dtype(np.float32), "f8": np.dtype(np.float64), "i8": np.dtype(np.int64), "b1": np.dtype(np.bool_)}
@@ -185,6 +202,8 @@ class Machine:
         memory = operand.memory.place()[0]
         if memory.role == "input":
             patches.append((memory.number, len(words), operand.offset))
+        if memory.role == "constant":
+            self._constants.append(operand.ghost)  # it lives as long as its address is used
         words.append(_data(self._array_of(operand)))
         words += operand.shape if axes == "2" else [operand.size]
         return True

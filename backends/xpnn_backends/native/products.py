@@ -11,18 +11,25 @@ from xpnn_backends.native.intrinsics import dgemm, sgemm
 from xpnn_backends.native.registry import kernel, share
 
 
-def gemm(like, address, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc):
-    """OpenBLAS's product for the dtype of `like`."""
+def scaled_gemm(like, address, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+    """C = alpha op(A) op(B) + beta C by OpenBLAS's product for the dtype of `like`; a, b and c are addresses."""
 
 
-@overload(gemm)
-def _gemm(like, address, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc):
+@overload(scaled_gemm)
+def _scaled_gemm(like, address, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     call = sgemm if like.dtype == types.float32 else dgemm
+    real = like.dtype
 
-    def product(like, address, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc):
-        call(address, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc)
+    def product(like, address, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+        call(address, transpose_a, transpose_b, m, n, k, real(alpha), a, lda, b, ldb, real(beta), c, ldc)
 
     return product
+
+
+@register_jitable
+def gemm(like, address, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc):
+    """C = op(A) op(B)."""
+    scaled_gemm(like, address, transpose_a, transpose_b, m, n, k, 1.0, a, lda, b, ldb, 0.0, c, ldc)
 
 
 @register_jitable

@@ -86,7 +86,7 @@ def _nothing() -> None:
 _compiling = [0, 0.0]  # functions and seconds since `what_was_compiled` was asked last
 
 
-def _counted(make: Callable[[], Any], hits: Callable[[Any], int]) -> Any:
+def counted(make: Callable[[], Any], hits: Callable[[Any], int]) -> Any:
     """What `make` compiles; counted, unless it was found on disk."""
     began = time.perf_counter()
     made = make()
@@ -105,7 +105,7 @@ def what_was_compiled() -> tuple[float, float]:
 
 def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function for one signature, now."""
-    return lambda function: _counted(
+    return lambda function: counted(
         lambda: njit(signature, cache=can_keep(), **options)(function), lambda made: sum(made.stats.cache_hits.values())
     )
 
@@ -114,7 +114,7 @@ def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any
 def compiled(name: str, dtype: str) -> Any:
     """The compiled kernel (its `.address` can be called) for "f4" or "f8"."""
     declared = KERNELS[name]
-    return _counted(
+    return counted(
         lambda: _entry(f"{name}_{dtype}", declared.function, declared.operands.replace("T", dtype), version()),
         lambda made: int(made.cache_hits),
     )

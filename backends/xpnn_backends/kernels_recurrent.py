@@ -1,0 +1,410 @@
+"""Kernels of recurrent networks: the scans over all steps of a sequence. See `kernels` for what a kernel is.
+
+Arrays are (batch, time, columns) in C order; `room` is (batch, columns), for the products of one step. The mask (batch,
+time) is empty where all steps count; an empty initial state is zeros, and so is an empty gradient. The last states, and
+backward the gradients of the initial ones, carry the states from step to step.
+
+Slopes are found from values, s (1 - s) and 1 - y^2, as PyTorch does it; so nothing but the gates has to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from xpnn_backends import fast
+from xpnn_backends.kernels_activations import relu_gradient
+from xpnn_backends.kernels_convolution import _block_address, _tiling, is_native
+from xpnn_backends.recording import Kernel, RecordedArray, constant
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the scans share
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _steps(time: int, reverse: int) -> Iterator[int]:
+    return iter(range(time - 1, -1, -1) if reverse else range(time))
+
+
+def _start(initial: Any, state: Any) -> None:
+    np.copyto(state, initial.reshape(state.shape) if initial.size else 0.0)
+
+
+class _Mask:
+    """Which samples do not take a step.
+
+    Args:
+        mask: as a kernel has it.
+        batch: how many samples there are.
+        states: arrays, each as large as a state, that a step changes.
+    """
+
+    def __init__(self, mask: Any, batch: int, *states: Any) -> None:
+        self.skipped = ~mask.reshape(batch, -1, 1) if mask.size else None
+        self._states = states
+        self._before = [np.empty_like(state) for state in states] if mask.size else []
+
+    def remember(self) -> None:
+        """The step begins."""
+        for state, before in zip(self._states, self._before, strict=False):
+            np.copyto(before, state)
+
+    def undo(self, step: int, *made: Any) -> None:
+        """States of samples that do not take this step are as they were before; what it made of them is 0."""
+        if self.skipped is not None:
+            for state, before in zip(self._states, self._before, strict=True):
+                np.copyto(state, before, where=self.skipped[:, step])
+            for array in made:
+                np.copyto(array, 0.0, where=self.skipped[:, step])
+
+
+def _sigmoid(x: Any) -> None:
+    """In place. Where exp(-x) overflows, the result is 0: callers ignore that."""
+    np.negative(x, out=x)
+    np.exp(x, out=x)
+    np.add(x, 1.0, out=x)
+    np.divide(1.0, x, out=x)
+
+
+def _sigmoid_slope(s: Any, made: Any) -> None:
+    np.subtract(1.0, s, out=made)
+    np.multiply(made, s, out=made)
+
+
+def _tanh_slope(y: Any, made: Any) -> None:
+    np.multiply(y, y, out=made)
+    np.subtract(1.0, made, out=made)
+
+
+def packed_size(weight: Any, transposed: bool) -> int:
+    """How many numbers the packed weights have; 0 if nothing reads them."""
+    rows, columns = weight.shape[::-1] if transposed else weight.shape
+    return rows * int(_tiling(weight.dtype).packed_columns(columns)) if is_native(weight.dtype) else 0
+
+
+def _width(batch: int, columns: int, dtype: Any) -> int:
+    """The columns of a block of packed weights, for as many rows as a thread has."""
+    tiling = _tiling(dtype)
+    return int(tiling.vectors(-(-batch // fast.most_parts()), columns)) * int(tiling.lanes)
+
+
+def _native_pack(weight: RecordedArray, transposed: int, batch: int, packed: RecordedArray) -> Any:
+    columns = weight.shape[0] if transposed else weight.shape[1]
+    width = _width(batch, columns, weight.dtype)
+    return "pack_matrix", (transposed, _tiling(weight.dtype).lanes, width, weight, packed)
+
+
+def _nothing(*_: Any) -> None:
+    """The NumPy functions of the scans read the weights as they are."""
+
+
+PACK = Kernel("pack_matrix", _nothing, _native_pack)
+"""pack_matrix(weight, transposed, batch, packed): the weights, as the native scans read them."""
+
+
+def _scan(name: str, function: Any, writes: tuple[int, ...], transposed: bool) -> Kernel:
+    """A kernel (weight, packed, *others, last state): the native one gets how the weights are packed, and not them."""
+
+    def native(weight: RecordedArray, packed: RecordedArray, *others: Any) -> Any:
+        if not packed.size:
+            return None
+        columns = weight.shape[0] if transposed else weight.shape[1]
+        address = _block_address("rows", weight.dtype, columns)
+        if not address:
+            return None
+        width = _width(others[-1].shape[0], columns, weight.dtype)
+        table = constant(np.zeros(2, np.int64))
+        return name, (address, _tiling(weight.dtype).lanes, width, table, packed, *others)
+
+    return Kernel(name, function, native, writes)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# LSTM
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _blocks(x: Any, count: int) -> list[Any]:
+    """The blocks of columns that belong to the gates."""
+    units = x.shape[-1] // count
+    return [x[..., number * units : (number + 1) * units] for number in range(count)]
+
+
+def _lstm(
+    weight: Any,
+    packed: Any,
+    mask: Any,
+    initial_hidden: Any,
+    initial_cell: Any,
+    reverse: int,
+    room: Any,
+    gates: Any,
+    before: Any,
+    memory: Any,
+    squashed: Any,
+    y: Any,
+    hidden: Any,
+    cell: Any,
+) -> None:
+    batch, time, units = y.shape
+    _start(initial_hidden, hidden)
+    _start(initial_cell, cell)
+    masked = _Mask(mask, batch, hidden, cell)
+    with np.errstate(over="ignore"):
+        for step in _steps(time, reverse):
+            masked.remember()
+            before[:, step], memory[:, step] = hidden, cell
+            z, bent = gates[:, step], squashed[:, step]
+            put_in, keep, candidate, show = _blocks(z, 4)
+            np.matmul(hidden, weight, out=room)
+            np.add(z, room, out=z)
+            _sigmoid(z[:, : 2 * units])
+            np.tanh(candidate, out=candidate)
+            _sigmoid(show)
+            np.multiply(put_in, candidate, out=bent)
+            np.multiply(cell, keep, out=cell)
+            np.add(cell, bent, out=cell)
+            np.tanh(cell, out=bent)
+            np.multiply(show, bent, out=hidden)
+            y[:, step] = hidden
+            masked.undo(step, y[:, step])
+
+
+LSTM = _scan("lstm_scan", _lstm, (7, 8, 9, 10, 11, 12, 13), False)
+"""lstm_scan(weight, packed, mask, initial hidden, initial cell, reverse, room, gates, before, memory, squashed, y,
+hidden, cell).
+
+`gates` is x W + b before, and i, f, g, o after. Kept: h and c before each step (`before`, `memory`), and tanh(c).
+"""
+
+
+def _lstm_gradient(
+    weight: Any,
+    packed: Any,
+    mask: Any,
+    dlast_hidden: Any,
+    dlast_cell: Any,
+    reverse: int,
+    gates: Any,
+    memory: Any,
+    squashed: Any,
+    dy: Any,
+    room: Any,
+    dgates: Any,
+    dhidden: Any,
+    dcell: Any,
+) -> None:
+    batch, time, _ = dgates.shape
+    _start(dlast_hidden, dhidden)
+    _start(dlast_cell, dcell)
+    masked = _Mask(mask, batch, dhidden, dcell)
+    change = np.empty_like(dcell)
+    slopes = _blocks(room, 4)
+    for step in _steps(time, not reverse):
+        masked.remember()
+        put_in, keep, candidate, show = _blocks(gates[:, step], 4)
+        bent, dz = squashed[:, step], dgates[:, step]
+        if dy.size:
+            np.add(dhidden, dy[:, step], out=dhidden)
+        _tanh_slope(bent, change)
+        np.multiply(change, show, out=change)
+        np.multiply(change, dhidden, out=change)
+        np.add(dcell, change, out=dcell)
+        _sigmoid_slope(gates[:, step], room)
+        _tanh_slope(candidate, slopes[2])
+        for gate, (gradient, factor) in enumerate(
+            ((dcell, candidate), (dcell, memory[:, step]), (dcell, put_in), (dhidden, bent))
+        ):
+            np.multiply(gradient, factor, out=change)
+            np.multiply(slopes[gate], change, out=slopes[gate])
+        np.multiply(dcell, keep, out=dcell)
+        dz[...] = room
+        np.matmul(room, weight.T, out=dhidden)
+        masked.undo(step, dz)
+
+
+LSTM_GRADIENT = _scan("lstm_scan_gradient", _lstm_gradient, (11, 12, 13), True)
+"""lstm_scan_gradient(weight, packed transposed, mask, dlast hidden, dlast cell, reverse, gates, memory, squashed, dy,
+room, dgates, dhidden, dcell)."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# GRU
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _gru(
+    weight: Any,
+    packed: Any,
+    mask: Any,
+    bias: Any,
+    initial_hidden: Any,
+    reverse: int,
+    room: Any,
+    gates: Any,
+    before: Any,
+    remembered: Any,
+    y: Any,
+    hidden: Any,
+) -> None:
+    batch, time, units = y.shape
+    _start(initial_hidden, hidden)
+    masked = _Mask(mask, batch, hidden)
+    products = room[:, : 2 * units], room[:, 2 * units :]
+    change = np.empty_like(hidden)
+    with np.errstate(over="ignore"):
+        for step in _steps(time, reverse):
+            masked.remember()
+            before[:, step] = hidden
+            z = gates[:, step]
+            reset, update, candidate = _blocks(z, 3)
+            np.matmul(hidden, weight, out=room)
+            if bias.size:
+                np.add(room, bias, out=room)
+            remembered[:, step] = products[1]
+            both = z[:, : 2 * units]
+            np.add(both, products[0], out=both)
+            _sigmoid(both)
+            np.multiply(reset, products[1], out=change)
+            np.add(candidate, change, out=candidate)
+            np.tanh(candidate, out=candidate)
+            np.subtract(1.0, update, out=change)
+            np.multiply(change, candidate, out=change)
+            np.multiply(hidden, update, out=hidden)
+            np.add(hidden, change, out=hidden)
+            y[:, step] = hidden
+            masked.undo(step, y[:, step])
+
+
+GRU = _scan("gru_scan", _gru, (7, 8, 9, 10, 11), False)
+"""gru_scan(weight, packed, mask, bias, initial hidden, reverse, room, gates, before, remembered, y, hidden).
+
+`gates` is x W + b before, and r, u, n after. Kept: h before each step (`before`), and the last third of q = h U + bias.
+"""
+
+
+def _gru_gradient(
+    weight: Any,
+    packed: Any,
+    mask: Any,
+    dlast_hidden: Any,
+    reverse: int,
+    gates: Any,
+    before: Any,
+    remembered: Any,
+    dy: Any,
+    room: Any,
+    dgates: Any,
+    dproducts: Any,
+    dhidden: Any,
+) -> None:
+    batch, time, columns = dgates.shape
+    units = columns // 3
+    _start(dlast_hidden, dhidden)
+    masked = _Mask(mask, batch, dhidden)
+    change, carried = np.empty_like(dhidden), np.empty_like(dhidden)
+    slopes = room[:, : 2 * units]
+    dreset, dupdate, last = _blocks(room, 3)
+    for step in _steps(time, not reverse):
+        masked.remember()
+        reset, update, candidate = _blocks(gates[:, step], 3)
+        dz, dq = dgates[:, step], dproducts[:, step]
+        dcandidate = dz[:, 2 * units :]
+        if dy.size:
+            np.add(dhidden, dy[:, step], out=dhidden)
+        _tanh_slope(candidate, dcandidate)
+        np.subtract(1.0, update, out=change)
+        np.multiply(change, dhidden, out=change)
+        np.multiply(dcandidate, change, out=dcandidate)
+        _sigmoid_slope(gates[:, step, : 2 * units], slopes)
+        np.multiply(dcandidate, remembered[:, step], out=change)
+        np.multiply(dreset, change, out=dreset)
+        np.subtract(before[:, step], candidate, out=change)
+        np.multiply(change, dhidden, out=change)
+        np.multiply(dupdate, change, out=dupdate)
+        np.multiply(dcandidate, reset, out=last)
+        dz[:, : 2 * units] = slopes
+        dq[...] = room
+        np.multiply(dhidden, update, out=carried)
+        np.matmul(room, weight.T, out=dhidden)
+        np.add(dhidden, carried, out=dhidden)
+        masked.undo(step, dz, dq)
+
+
+GRU_GRADIENT = _scan("gru_scan_gradient", _gru_gradient, (10, 11, 12), True)
+"""gru_scan_gradient(weight, packed transposed, mask, dlast hidden, reverse, gates, before, remembered, dy, room,
+dgates, dproducts, dhidden)."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# RNN
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _rnn(
+    weight: Any,
+    packed: Any,
+    mask: Any,
+    initial_hidden: Any,
+    relu: int,
+    reverse: int,
+    room: Any,
+    products: Any,
+    before: Any,
+    y: Any,
+    hidden: Any,
+) -> None:
+    batch, time, _ = y.shape
+    _start(initial_hidden, hidden)
+    masked = _Mask(mask, batch, hidden)
+    for step in _steps(time, reverse):
+        masked.remember()
+        before[:, step] = hidden
+        np.matmul(hidden, weight, out=room)
+        np.add(room, products[:, step], out=hidden)
+        if relu:
+            np.maximum(hidden, 0.0, out=hidden)
+        else:
+            np.tanh(hidden, out=hidden)
+        y[:, step] = hidden
+        masked.undo(step, y[:, step])
+
+
+RNN = _scan("rnn_scan", _rnn, (8, 9, 10), False)
+"""rnn_scan(weight, packed, mask, initial hidden, relu, reverse, room, products, before, y, hidden)."""
+
+
+def _rnn_gradient(
+    weight: Any,
+    packed: Any,
+    mask: Any,
+    dlast_hidden: Any,
+    relu: int,
+    reverse: int,
+    y: Any,
+    dy: Any,
+    room: Any,
+    dproducts: Any,
+    dhidden: Any,
+) -> None:
+    batch, time, _ = y.shape
+    _start(dlast_hidden, dhidden)
+    masked = _Mask(mask, batch, dhidden)
+    for step in _steps(time, not reverse):
+        masked.remember()
+        if dy.size:
+            np.add(dhidden, dy[:, step], out=dhidden)
+        if relu:
+            relu_gradient(np.ascontiguousarray(y[:, step]), dhidden, room)
+        else:
+            _tanh_slope(y[:, step], room)
+            np.multiply(room, dhidden, out=room)
+        dproducts[:, step] = room
+        np.matmul(room, weight.T, out=dhidden)
+        masked.undo(step, dproducts[:, step])
+
+
+RNN_GRADIENT = _scan("rnn_scan_gradient", _rnn_gradient, (9, 10), True)
+"""rnn_scan_gradient(weight, packed transposed, mask, dlast hidden, relu, reverse, y, dy, room, dproducts, dhidden)."""
