@@ -38,6 +38,7 @@ def there_and_back(value, **options):
         xpnn.Sequential(xpnn.Dense(3), xpnn.Sequential(xpnn.ReLU(), xpnn.Dropout(0.25))),
         xpnn.Residual(xpnn.Dense(3), shortcut=xpnn.Dense(3)),
         xpnn.Parallel(xpnn.Reshape(3, -1), [xpnn.Flatten()], combine="concatenate", axis=1),
+        xpnn.Each(xpnn.Embedding(4, 2), [xpnn.Dense(2), xpnn.Tanh()], combine="add"),
         xpnn.Embedding(5, 2),
         Scale(0.5, names=("a", "b"), table={1: (2.0, None), "x": True}, inner=Bare()),
     ],

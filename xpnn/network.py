@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from xpnn import dispatch
 from xpnn.backend import Backend, get_backend
-from xpnn.config import Configurable, by_name, check_integer, encode
+from xpnn.config import Configurable, by_name, encode
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, DeviceError, ShapeError
 from xpnn.layers import Layer, Run, Sequential
-from xpnn.layers.layer import checked_build
+from xpnn.layers.layer import as_input_shape, checked_build
 from xpnn.losses import LOSSES, Loss, check_output
 from xpnn.metrics import Metric, metrics_from
 from xpnn.optimizers import OPTIMIZERS, Optimizer
 from xpnn.parameters import Layout, Vector, collect
 from xpnn.random import check_seed
 from xpnn.training.callbacks import Callback
-from xpnn.training.data import as_inputs, check_batch_size, check_indices, enter, enter_data, numbers_on_host
+from xpnn.training.data import check_batch_size, enter_data, enter_inputs, numbers_on_host, rows_of
 from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit, release
 from xpnn.training.history import History
 from xpnn.training.move import move_slots
@@ -39,6 +38,8 @@ from xpnn.training.step import (
 from xpnn.training.summary import summary
 from xpnn.training.totals import Totals
 
+InputShape = tuple[int, ...] | tuple[tuple[int, ...], ...]
+"""Of a sample, without the batch; with several inputs, the shape of each."""
 Weights = tuple[Layout, Vector, dict[str, Array]]
 
 _STATELESS = EvaluationState({})
@@ -58,13 +59,17 @@ class Network:
         backend: a spec such as "numpy" or "cupy:1"; without one, the current backend (see `xpnn.use_backend`).
         dtype: "float32" or "float64"; of the parameters and of everything computed from them.
         seed: decides the initial weights, the order of the data and the dropout masks, on every backend alike.
-        input_shape: the shape of one input sample, without the batch.
+        input_shape: the shape of one input sample, without the batch; for a network with several inputs, a tuple with
+            the shape of each.
 
     Attributes:
         root: the layers, as one Sequential.
         training: what is needed to resume the last training (a `TrainingState`); None before the first one.
         input_shape: the shape of an input sample; None while it is not known.
         output_shape: the shape of an output sample.
+
+    A network may take several inputs: one that begins with `Each`, or any whose input_shape is a tuple of shapes. X
+    is then a tuple of arrays, wherever it is asked for.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -78,7 +83,7 @@ class Network:
         backend: str | Backend | None = None,
         dtype: str = "float32",
         seed: int = 0,
-        input_shape: tuple[int, ...] | None = None,
+        input_shape: InputShape | None = None,
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ConfigError(f'dtype={dtype!r} is not supported; choose "float32" or "float64"')
@@ -88,7 +93,7 @@ class Network:
         self.dtype = dtype
         self.seed = check_seed(seed)
         self.training: TrainingState | None = None
-        self.input_shape: tuple[int, ...] | None = None
+        self.input_shape: InputShape | None = None
         self.output_shape: tuple[int, ...] = ()
         self._layout: Layout | None = None
         self._theta: Vector = ()
@@ -98,17 +103,21 @@ class Network:
         if shape is not None:
             self.build(shape)
 
-    def build(self, input_shape: tuple[int, ...]) -> None:
+    def build(self, input_shape: InputShape) -> None:
         """Fix the shape of an input sample and draw the parameters.
 
         Raises:
             ConfigError: input_shape is no shape, or a layer of yours asks for parameters that make no sense.
             ShapeError: the layers do not fit together.
         """
-        if not isinstance(input_shape, (tuple, list)):
-            raise ConfigError(f"input_shape={input_shape!r} is no shape; give that of one sample, such as (3,)")
-        shape = tuple(check_integer("a length of input_shape", length, minimum=0) for length in input_shape)
+        shape = as_input_shape(input_shape)
         output_shape, tree = checked_build(self.root, shape)
+        if output_shape and isinstance(output_shape[0], tuple):
+            raise ShapeError(
+                f"the last layer gives {len(output_shape)} arrays, with samples of shapes {output_shape}, and a "
+                "network gives one: end it in a layer that makes one of them, such as "
+                'Each(..., combine="concatenate"), or leave return_state and return_memory out of the last layer'
+            )
         layout = Layout(collect(self.root, tree), self.dtype, self.backend.blocked)
         theta, buffers = layout.initialize(self.seed, self.backend)
         # Set in the end, and together: a network is built as a whole or not at all.
@@ -160,7 +169,8 @@ class Network:
         running step and returns the history so far; the network keeps the weights of that step.
 
         Args:
-            X: (samples, *input_shape): a host array, list or data frame, or an array of the network's backend.
+            X: (samples, *input_shape): a host array, list or data frame, or an array of the network's backend. For a
+                network with several inputs, a tuple with one of these for each.
             y: (samples, ...): what the loss wants, for example integer labels.
             loss: a name such as "mse", or an xpnn.Loss.
             optimizer: a name such as "adam", or an xpnn.Optimizer.
@@ -239,17 +249,22 @@ class Network:
         A list or data frame gives a NumPy array. No samples give an empty array. Dropout is off.
         """
         size = check_batch_size(batch_size)
-        inputs, mine = self._enter_inputs(X)
-        samples = inputs.shape[0]
+        inputs, mine = enter_inputs(self, X)
+        samples = inputs[0].shape[0] if isinstance(inputs, tuple) else inputs.shape[0]
         size = size or max(samples, 1)
         with self.backend.context():
             step = self._compiled_prediction_step()
             pieces = []
             for start in range(0, max(samples, 1), size):
-                rows = inputs[start : min(start + size, samples), ...] if samples > size else inputs
+                rows = rows_of(inputs, start, min(start + size, samples)) if samples > size else inputs
                 pieces.append(step(_STATELESS, (self._theta, self._buffers, rows))[1])
             if samples > size:
                 release(step)
+            if isinstance(pieces[0], tuple):
+                raise ShapeError(
+                    f"the network gives {len(pieces[0])} arrays, and its layers' build promised one, of samples of "
+                    f"shape {self.output_shape}; a layer of yours is wrong: xpnn.testing.check_layer says which"
+                )
             output = pieces[0] if len(pieces) == 1 else self.backend.xp.concat(pieces)
             if tuple(output.shape[1:]) != self.output_shape:
                 raise ShapeError(
@@ -514,29 +529,6 @@ class Network:
             training,
         )
         self._compiled = {}
-
-    def _enter_inputs(self, x: Any, name: str = "X") -> tuple[Array, bool]:
-        """x on the device in the right dtype, its shape checked, and whether it came from this backend."""
-        backend, kind = self.backend, self.root.input_kind
-        ready = kind != "index" and backend.is_ready(x, self.dtype)
-        if ready and x.ndim and x.shape[1:] == self.input_shape and math.isfinite(backend.total(x)):
-            return x, True  # nothing is left to check or to convert
-        array = enter(name, x, self.backend, self.dtype, "int64" if kind == "index" else self.dtype)
-        shape = tuple(array.shape[1:])
-        if self.input_shape is None:
-            self.build(shape)
-        elif tuple(array.shape) == (0,):
-            array = self.backend.xp.reshape(array, (0, *self.input_shape))
-        elif shape != self.input_shape:
-            raise ShapeError(
-                f"{name} has shape {tuple(array.shape)}: samples of shape {shape}; the network was built for samples "
-                f"of shape {self.input_shape}"
-            )
-        with self.backend.context():
-            inputs = as_inputs(array, kind, self.backend, self.dtype)
-        if kind == "index" and self.root.index_limit is not None:
-            check_indices(inputs, self.root.index_limit, self.backend)
-        return inputs, self.backend.owns(x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": {}}  # a compiled step can neither be copied nor pickled

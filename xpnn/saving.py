@@ -23,7 +23,7 @@ from xpnn.config import Configurable, check_integer, decode, encode
 from xpnn.errors import CheckpointError, ConfigError, XpnnError
 from xpnn.files import write_atomically
 from xpnn.layers import Layer, Sequential
-from xpnn.layers.layer import checked_build
+from xpnn.layers.layer import as_input_shape, checked_build
 from xpnn.parameters import Layout, collect
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _describe(network: Network, metadata: Mapping[str, Any] | None) -> tuple[Arr
     state = network.training
     if state is not None:
         for slot, vector in state.slots.items():
-            for name, value in layout.split(vector).items():
+            for name, value in state.optimizer.slot_layout(slot, layout).split(vector).items():
                 arrays[_slot_name(slot, name)] = _on_host(network, value)
         description["training"] = {
             "optimizer": encode(state.optimizer),
@@ -228,12 +228,12 @@ def _read(path: str | os.PathLike[str], file: Any, wanted: _Wanted) -> Arrays:
 
 def _wanted(root: Layer, description: dict[str, Any], plan: dict[str, Any] | None) -> _Wanted:
     """The arrays that a file with this description must hold."""
-    lengths = tuple(check_integer("a length of input_shape", length, 0) for length in description["input_shape"])
-    entries = collect(root, checked_build(root, lengths)[1]).entries
-    shapes = {entry.name: entry.parameter.shape for entry in entries}
-    for slot in plan["slots"] if plan else ():
-        for entry in entries:
-            if entry.name not in description["frozen"] and not entry.is_buffer:
+    structure = collect(root, checked_build(root, as_input_shape(description["input_shape"]))[1])
+    shapes = {entry.name: entry.parameter.shape for entry in structure.entries}
+    if plan:
+        layout = Layout(structure, description["dtype"], False, description["frozen"])
+        for slot in plan["slots"]:
+            for entry in plan["optimizer"].slot_layout(slot, layout).trained:
                 shapes[_slot_name(slot, entry.name)] = entry.parameter.shape
     return _Wanted(shapes, description["dtype"])
 
@@ -257,7 +257,7 @@ def _build(root: Sequential, description: dict[str, Any], backend: str | Backend
         backend=backend,
         dtype=description["dtype"],
         seed=description["seed"],
-        input_shape=tuple(description["input_shape"]),
+        input_shape=description["input_shape"],
     )
     return network.freeze(*description["frozen"])
 
@@ -299,11 +299,14 @@ def _decoded(data: Any, custom: tuple[type[Configurable], ...], wanted: type) ->
 def _training_state(plan: dict[str, Any], arrays: Arrays, network: Network) -> Any:
     from xpnn.training import TrainingState
 
-    slots = {slot: _vector(slot, arrays, network.layout, network.backend) for slot in plan["slots"]}
+    slots = {
+        slot: _vector(slot, arrays, plan["optimizer"].slot_layout(slot, network.layout), network.backend)
+        for slot in plan["slots"]
+    }
     return TrainingState(**{**plan, "slots": slots})
 
 
 def _vector(slot: str, arrays: Arrays, layout: Layout, backend: Backend) -> tuple[Any, ...]:
-    """One slot as a vector of the network's layout, on its device."""
+    """One slot as a vector of its layout, on the network's device."""
     parts = {name: arrays[_slot_name(slot, name)] for name in layout.names}
     return tuple(backend.asarray(block, layout.dtype) for block in layout.join(parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -133,13 +134,9 @@ class _RecordedStep:
         self._value = self._program.array(value)
         self.returned: Any = None
         self._batch: tuple[Any, ...] = batch
-        # Of each part of the batch that is an array: which input it is.
-        position = self._state_arrays
-        self._inputs: list[int | None] = []
-        for part in batch:
-            array = isinstance(part, np.ndarray)
-            self._inputs.append(position if array else None)
-            position += len(_arrays((part,)))
+        # Which input each array of the batch is, and the same for its parts alone: in most batches, that is all.
+        self._numbers = _numbered(batch, itertools.count(self._state_arrays))
+        self._inputs = [number if isinstance(number, int) else None for number in self._numbers]
 
     def bind(self, arrays: list[Any], batch: Any) -> None:
         """From now on, the program works on these arrays of a state and a batch."""
@@ -165,11 +162,31 @@ class _RecordedStep:
             if new is old:
                 continue
             if number is None or type(new) is not np.ndarray or new.shape != old.shape or new.dtype is not old.dtype:
-                return False
+                if not self._take_parts(batch, before, self._numbers):
+                    return False
+                break
             if not new.flags.c_contiguous:
                 return False
             self._program.bind(number, new)
         self._batch = batch
+        return True
+
+    def _take_parts(self, batch: Any, before: tuple[Any, ...], numbers: tuple[Any, ...]) -> bool:
+        """`take` for a batch with tuples in it: several inputs, say."""
+        if type(batch) is not tuple or len(batch) != len(before):
+            return False
+        for new, old, number in zip(batch, before, numbers, strict=True):
+            if new is old:
+                continue
+            if type(number) is tuple:
+                if not self._take_parts(new, old, number):
+                    return False
+                continue
+            if type(number) is not int or type(new) is not np.ndarray or not new.flags.c_contiguous:
+                return False
+            if new.shape != old.shape or new.dtype is not old.dtype:
+                return False
+            self._program.bind(number, new)
         return True
 
     def run(self, state: Any) -> tuple[Any, Any]:
@@ -367,6 +384,22 @@ def _arrays(tree: Any, found: list[Any] | None = None) -> list[Any]:
         elif isinstance(part, np.ndarray):
             found.append(part)
     return found
+
+
+def _numbered(batch: tuple[Any, ...], numbers: Iterator[int]) -> tuple[Any, ...]:
+    """Which input of a program each array of a batch is, in the order of `_arrays`; None for what has none."""
+    return tuple(_number(part, numbers) for part in batch)
+
+
+def _number(part: Any, numbers: Iterator[int]) -> Any:
+    if isinstance(part, np.ndarray):
+        return next(numbers)
+    if type(part) is tuple:
+        return _numbered(part, numbers)
+    # The arrays of a dict are not looked for: a batch that holds another one is bound as a whole.
+    for _ in _arrays((part,)):
+        next(numbers)
+    return None
 
 
 def _refusal(state: list[Any], batch: list[Any]) -> str | None:

@@ -38,7 +38,7 @@ def _max_pool(x: Any, *rest: Any) -> None:
 
 
 def _gradient(x: Any, y: Any, dy: Any, *rest: Any) -> None:
-    *settings, _, dx = rest
+    *settings, dx = rest
     sizes = tuple(settings)
     padded, taps = _taps(x, sizes, -np.inf)
     inside = None
@@ -72,5 +72,5 @@ def _native(name: str, images: int) -> Any:
 MAX_POOL = Kernel("max_pool", _max_pool, _native("max_pool", 1))
 """max_pool(x, *settings, y)."""
 
-MAX_POOL_GRADIENT = Kernel("max_pool_gradient", _gradient, _native("max_pool_gradient", 3), (-2, -1))
-"""max_pool_gradient(x, y, dy, *settings, room, dx); room has one number for each channel and thread."""
+MAX_POOL_GRADIENT = Kernel("max_pool_gradient", _gradient, _native("max_pool_gradient", 3))
+"""max_pool_gradient(x, y, dy, *settings, dx)."""

@@ -152,6 +152,8 @@ def _lstm(
     _start(initial_hidden, hidden)
     _start(initial_cell, cell)
     masked = _Mask(mask, batch, hidden, cell)
+    sums = np.empty((batch, 3 * units), y.dtype)
+    inner, outer = sums[:, : 2 * units], sums[:, 2 * units :]
     with np.errstate(over="ignore"):
         for step in _steps(time, reverse):
             masked.remember()
@@ -159,10 +161,13 @@ def _lstm(
             z, bent = gates[:, step], squashed[:, step]
             put_in, keep, candidate, show = _blocks(z, 4)
             np.matmul(hidden, weight, out=room)
-            np.add(z, room, out=z)
-            _sigmoid(z[:, : 2 * units])
-            np.tanh(candidate, out=candidate)
-            _sigmoid(show)
+            np.add(candidate, room[:, 2 * units : 3 * units], out=bent)
+            np.tanh(bent, out=candidate)
+            # Side by side in an array of their own, they are one loop for NumPy and not one for each sample.
+            np.add(z[:, : 2 * units], room[:, : 2 * units], out=inner)
+            np.add(show, room[:, 3 * units :], out=outer)
+            _sigmoid(sums)
+            z[:, : 2 * units], show[...] = inner, outer
             np.multiply(put_in, candidate, out=bent)
             np.multiply(cell, keep, out=cell)
             np.add(cell, bent, out=cell)
@@ -200,8 +205,7 @@ def _lstm_gradient(
     _start(dlast_hidden, dhidden)
     _start(dlast_cell, dcell)
     masked = _Mask(mask, batch, dhidden, dcell)
-    change = np.empty_like(dcell)
-    slopes = _blocks(room, 4)
+    change, weight_back = np.empty_like(dcell), np.ascontiguousarray(weight.T)
     for step in _steps(time, not reverse):
         masked.remember()
         put_in, keep, candidate, show = _blocks(gates[:, step], 4)
@@ -212,16 +216,15 @@ def _lstm_gradient(
         np.multiply(change, show, out=change)
         np.multiply(change, dhidden, out=change)
         np.add(dcell, change, out=dcell)
-        _sigmoid_slope(gates[:, step], room)
-        _tanh_slope(candidate, slopes[2])
-        for gate, (gradient, factor) in enumerate(
-            ((dcell, candidate), (dcell, memory[:, step]), (dcell, put_in), (dhidden, bent))
+        factors = (dcell, candidate), (dcell, memory[:, step]), (dcell, put_in), (dhidden, bent)
+        for gate, made, (gradient, factor) in zip(
+            (put_in, keep, candidate, show), _blocks(dz, 4), factors, strict=True
         ):
-            np.multiply(gradient, factor, out=change)
-            np.multiply(slopes[gate], change, out=slopes[gate])
+            (_tanh_slope if gate is candidate else _sigmoid_slope)(gate, change)
+            np.multiply(change, factor, out=change)
+            np.multiply(change, gradient, out=made)
         np.multiply(dcell, keep, out=dcell)
-        dz[...] = room
-        np.matmul(room, weight.T, out=dhidden)
+        np.matmul(dz, weight_back, out=dhidden)
         masked.undo(step, dz)
 
 
@@ -253,7 +256,7 @@ def _gru(
     _start(initial_hidden, hidden)
     masked = _Mask(mask, batch, hidden)
     products = room[:, : 2 * units], room[:, 2 * units :]
-    change = np.empty_like(hidden)
+    change, sums = np.empty_like(hidden), np.empty((batch, 2 * units), y.dtype)
     with np.errstate(over="ignore"):
         for step in _steps(time, reverse):
             masked.remember()
@@ -264,12 +267,12 @@ def _gru(
             if bias.size:
                 np.add(room, bias, out=room)
             remembered[:, step] = products[1]
-            both = z[:, : 2 * units]
-            np.add(both, products[0], out=both)
-            _sigmoid(both)
+            np.add(z[:, : 2 * units], products[0], out=sums)
+            _sigmoid(sums)
+            z[:, : 2 * units] = sums
             np.multiply(reset, products[1], out=change)
-            np.add(candidate, change, out=candidate)
-            np.tanh(candidate, out=candidate)
+            np.add(candidate, change, out=change)
+            np.tanh(change, out=candidate)
             np.subtract(1.0, update, out=change)
             np.multiply(change, candidate, out=change)
             np.multiply(hidden, update, out=hidden)
@@ -304,32 +307,31 @@ def _gru_gradient(
     units = columns // 3
     _start(dlast_hidden, dhidden)
     masked = _Mask(mask, batch, dhidden)
-    change, carried = np.empty_like(dhidden), np.empty_like(dhidden)
-    slopes = room[:, : 2 * units]
-    dreset, dupdate, last = _blocks(room, 3)
+    change, slope = np.empty_like(dhidden), np.empty_like(dhidden)
+    weight_back = np.ascontiguousarray(weight.T)
     for step in _steps(time, not reverse):
         masked.remember()
         reset, update, candidate = _blocks(gates[:, step], 3)
         dz, dq = dgates[:, step], dproducts[:, step]
-        dcandidate = dz[:, 2 * units :]
+        dreset, dupdate, dcandidate = _blocks(dz, 3)
         if dy.size:
             np.add(dhidden, dy[:, step], out=dhidden)
-        _tanh_slope(candidate, dcandidate)
+        _tanh_slope(candidate, slope)
         np.subtract(1.0, update, out=change)
         np.multiply(change, dhidden, out=change)
-        np.multiply(dcandidate, change, out=dcandidate)
-        _sigmoid_slope(gates[:, step, : 2 * units], slopes)
+        np.multiply(slope, change, out=dcandidate)
+        np.multiply(dcandidate, reset, out=dq[:, 2 * units :])
+        _sigmoid_slope(reset, slope)
         np.multiply(dcandidate, remembered[:, step], out=change)
-        np.multiply(dreset, change, out=dreset)
+        np.multiply(slope, change, out=dreset)
+        _sigmoid_slope(update, slope)
         np.subtract(before[:, step], candidate, out=change)
         np.multiply(change, dhidden, out=change)
-        np.multiply(dupdate, change, out=dupdate)
-        np.multiply(dcandidate, reset, out=last)
-        dz[:, : 2 * units] = slopes
-        dq[...] = room
-        np.multiply(dhidden, update, out=carried)
-        np.matmul(room, weight.T, out=dhidden)
-        np.add(dhidden, carried, out=dhidden)
+        np.multiply(slope, change, out=dupdate)
+        dq[:, : 2 * units] = dz[:, : 2 * units]
+        np.multiply(dhidden, update, out=change)
+        np.matmul(dq, weight_back, out=dhidden)
+        np.add(dhidden, change, out=dhidden)
         masked.undo(step, dz, dq)
 
 
@@ -392,6 +394,7 @@ def _rnn_gradient(
     batch, time, _ = y.shape
     _start(dlast_hidden, dhidden)
     masked = _Mask(mask, batch, dhidden)
+    weight_back = np.ascontiguousarray(weight.T)
     for step in _steps(time, not reverse):
         masked.remember()
         if dy.size:
@@ -402,7 +405,7 @@ def _rnn_gradient(
             _tanh_slope(y[:, step], room)
             np.multiply(room, dhidden, out=room)
         dproducts[:, step] = room
-        np.matmul(room, weight.T, out=dhidden)
+        np.matmul(room, weight_back, out=dhidden)
         masked.undo(step, dproducts[:, step])
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from xpnn.ops.pooling import check_pooling
 from xpnn.ops.windows import output_size
-from xpnn_backends import fast
 from xpnn_backends.kernels_pooling import MAX_POOL, MAX_POOL_GRADIENT
 from xpnn_backends.recorded_bodies import _body
 from xpnn_backends.recording import Recorder
@@ -33,9 +32,8 @@ def max_pool(recorder: Recorder, x: Any, *, window: Any, stride: Any, padding: A
 
     def vjp(dy: Any) -> tuple[Any]:
         dx = recorder.empty(image, x.dtype)
-        room = recorder.empty((fast.most_parts() * x.shape[-1],), x.dtype)
         cotangent = recorder.reshape(recorder.contiguous(dy), y.shape)
-        recorder.call(MAX_POOL_GRADIENT, given, y, cotangent, *settings, room, dx)
+        recorder.call(MAX_POOL_GRADIENT, given, y, cotangent, *settings, dx)
         return (recorder.reshape(dx, x.shape),)
 
     return recorder.reshape(y, (x.shape[0], *places, x.shape[-1])), vjp

@@ -414,7 +414,7 @@ def rotary(case, call):
     flat, heads = x.ndim == 3, case.attribute("num_heads", 0)
     x = split_heads(x, heads) if flat else swap_heads(x)
     y = call(ops.rotary, x, cos, sin, interleaved=bool(case.attribute("interleaved", 0)))
-    return {"output": np.reshape(y, (*y.shape[:2], -1)) if flat else swap_heads(y)}, 2
+    return {"Y": np.reshape(y, (*y.shape[:2], -1)) if flat else swap_heads(y)}, 2
 
 
 @mapping("Adam", "Adagrad", "Momentum")

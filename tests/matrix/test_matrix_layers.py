@@ -102,6 +102,8 @@ LAYERS = [
     (xpnn.Residual(xpnn.Dense(3), xpnn.Tanh()), (4, 3)),
     (xpnn.Parallel(xpnn.Dense(2), xpnn.Dense(2)), (4, 3)),
     (xpnn.Parallel(xpnn.Dense(2), xpnn.Sequential(), combine="concatenate"), (4, 3)),
+    (xpnn.Each([xpnn.Dense(2), xpnn.Tanh()], xpnn.Embedding(5, 2)), ((4, 3), (4, 2))),
+    (xpnn.Each(xpnn.Flatten(), xpnn.Dense(2), combine="concatenate"), ((4, 3, 2), (4, 5))),
     (xpnn.Sequential(xpnn.Dense(4), xpnn.Tanh(), xpnn.Dropout(0.5), xpnn.Dense(2), xpnn.Softmax()), (4, 3)),
     (xpnn.Sequential(xpnn.Dense(4, bias=False), xpnn.BatchNorm(), xpnn.Tanh(), xpnn.Dense(2)), (4, 3)),
     (xpnn.Sequential(xpnn.Embedding(5, 2), xpnn.Flatten(), xpnn.Dense(3)), (4, 3)),

@@ -6,6 +6,7 @@ import pytest
 import xpnn
 from xpnn import random
 from xpnn.errors import ConfigError, DataError, TrainingError
+from xpnn.training.data import enter_inputs
 from xpnn_backends.numpy_backend import NumpyBackend
 from xpnn_backends.strict_backend import StrictBackend
 
@@ -126,7 +127,7 @@ def test_the_device_is_read_once_per_epoch_whatever_the_number_of_batches():
     def reads(epochs, batch_size):
         backend = CountingBackend()
         net = network(backend)
-        net._enter_inputs(X)
+        enter_inputs(net, X)
         backend.reads = 0
         net.fit(X, y, optimizer="adam", epochs=epochs, batch_size=batch_size, metrics=["accuracy", "f1"], **QUIET)
         return backend.reads

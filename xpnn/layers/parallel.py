@@ -48,15 +48,15 @@ class Parallel(Layer):
         self.axis = check_integer("axis", axis, minimum=-(2**31))
         if self.axis == 0:
             raise ConfigError("axis=0 is the batch; give the axis of the features, -1, or another one of the samples")
-        kind: Kind | None = "any"
+        self._kind: Kind = "any"
         for branch in self.branches:
-            kind = beside(kind, branch.input_kind)
+            kind = beside(self._kind, branch.input_kind)
             if kind is None:
                 raise ConfigError(
                     f"{self!r}: some branches look up indices and others want numbers, or they take several inputs and "
                     "not the same number of them; all get the same input. For inputs of their own, see xpnn.Each"
                 )
-        self._kind = kind
+            self._kind = kind
         self.children = {f"branches.{position}": branch for position, branch in enumerate(self.branches)}
 
     @property

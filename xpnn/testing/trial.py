@@ -10,6 +10,7 @@ from xpnn.backend import Backend, host
 from xpnn.dispatch import Array
 from xpnn.errors import CheckError, ConfigError
 from xpnn.initializers import Draw
+from xpnn.layers.kinds import of_each
 from xpnn.layers.layer import Layer, Run, Shape, checked_build
 from xpnn.parameters import Layout, Structure, collect
 from xpnn.testing.checks import check_array, same_bits
@@ -97,11 +98,12 @@ def prepare(layer: Layer, input_shape: Shape, training: bool, seed: int) -> Tria
     for entry in structure.entries:
         first = entry.parameter.initializer.sample(entry.parameter.shape, Draw(seed, entry.number))
         values[entry.name] = first + _uniform(entry.parameter.shape, seed, 3 + entry.number) - 0.5
-    if layer.input_kind == "index":
-        xp = host().xp
-        inputs = [xp.astype(xp.floor(_uniform(shapes[0], seed, 0) * _index_limit(layer)), xp.int64)]
-    else:
-        inputs = [4.0 * _uniform(shape, seed, 50 * index) - 2.0 for index, shape in enumerate(shapes)]
+    inputs = [
+        _input(shape, kind, limit, layer, seed, 50 * number)
+        for number, (shape, kind, limit) in enumerate(
+            zip(shapes, of_each(layer.input_kind, len(shapes)), of_each(layer.index_limit, len(shapes)), strict=True)
+        )
+    ]
     batch = shapes[0][0]
     if output_shape and isinstance(output_shape[0], tuple):
         outputs = [(batch, *shape) for shape in output_shape]
@@ -119,8 +121,7 @@ def evaluate(trial: Trial, backend: Backend, dtype: str) -> LayerOutcome:
     layer = trial.layer
     layout = Layout(trial.structure, dtype, backend.blocked)
     theta, buffers = layout.place(trial.values, backend)
-    indices = layer.input_kind == "index"
-    x = each(lambda array: backend.asarray(array, "int64" if indices else dtype), trial.x)
+    x = each(lambda array: backend.asarray(array, dtype if array.dtype.kind == "f" else "int64"), trial.x)
     cotangent = each(lambda array: backend.asarray(array, dtype), trial.cotangent)
     given = named_inputs(x)
     inputs = (*theta, *given.values(), *_parts(cotangent))
@@ -136,8 +137,9 @@ def evaluate(trial: Trial, backend: Backend, dtype: str) -> LayerOutcome:
             check_array(f"{layer!r}: the output", output, backend, wanted)
         dx, tree = backward(cotangent)
         gradients = _gather(trial, layout, tree)
-    if not indices:
-        gradients = {**named_inputs(dx), **gradients}
+    of_inputs = dict.fromkeys(given) if dx is None else named_inputs(dx)
+    indices = [name for name, array in trial.inputs().items() if array.dtype.kind != "f"]  # these have no gradient
+    gradients = {**{name: gradient for name, gradient in of_inputs.items() if name not in indices}, **gradients}
     parts = layout.split(theta)
     for name, gradient in gradients.items():
         if gradient is None:
@@ -190,10 +192,19 @@ def _names(tree: Any) -> Any:
     return {key: _names(item) for key, item in tree.items()} if isinstance(tree, dict) else "..."
 
 
+def _input(shape: Shape, kind: str, limit: int | None, layer: Layer, seed: int, number: int) -> Array:
+    """A random input: numbers, or indices."""
+    if kind != "index":
+        return 4.0 * _uniform(shape, seed, number) - 2.0
+    xp = host().xp
+    rows = _index_limit(layer) if limit is None else limit
+    return xp.astype(xp.floor(_uniform(shape, seed, number) * rows), xp.int64)
+
+
 def _index_limit(layer: Layer) -> int:
     """The number of rows of the table that the first layer looks up."""
     limit = getattr(layer, "index_limit", None)
-    if limit is not None:
+    if limit is not None and not isinstance(limit, tuple):
         return int(limit)
     for child in layer.children.values():
         if child.input_kind == "index":

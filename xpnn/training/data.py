@@ -8,22 +8,26 @@ from typing import Any, NamedTuple
 from xpnn import dispatch, random
 from xpnn.backend import Backend, host
 from xpnn.dispatch import Array
-from xpnn.errors import ConfigError, DataError, DeviceError, XpnnError
+from xpnn.errors import ConfigError, DataError, DeviceError, ShapeError, XpnnError
+from xpnn.layers.kinds import of_each
 
 _LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 
 
 class Data(NamedTuple):
-    """A data set on the device: inputs, targets as the loss wants them, and sample weights or None."""
+    """A data set on the device: inputs, targets as the loss wants them, and sample weights or None.
 
-    inputs: Array
+    The inputs are an array, or a tuple of arrays where the network takes several.
+    """
+
+    inputs: Any
     target: Array
     weight: Array | None
 
     @property
     def samples(self) -> int:
         """How many rows it has."""
-        return int(self.inputs.shape[0])
+        return int(self.target.shape[0])
 
 
 def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "int64") -> Array:
@@ -134,18 +138,107 @@ def check_integers(name: str, array: Array, backend: Backend) -> None:
             )
 
 
-def as_inputs(x: Array, kind: str, backend: Backend, dtype: str) -> Array:
-    """Inputs in the dtype that the first layer wants: the network's own, or int64 for indices."""
+def enter_inputs(network: Any, x: Any, name: str = "X") -> tuple[Any, bool]:
+    """x on the network's device in the right dtype, its shape checked, and whether it came from this backend.
+
+    Several inputs, of a network that takes them, are a tuple of arrays and stay one. A network takes several if its
+    first layer says so (`Layer.input_kind` is a tuple, as for `Each`), or if the shape of its input is a tuple of
+    shapes. For all others, a tuple is what a list is: the rows of one array.
+
+    Raises:
+        DataError: an input cannot be used, or several are not of one length; names the one that is wrong.
+        ShapeError: the samples do not fit the network.
+        DeviceError: an input lies elsewhere.
+    """
+    backend, kind, shape = network.backend, network.root.input_kind, network.input_shape
+    ready = kind != "index" and backend.is_ready(x, network.dtype)
+    if ready and x.ndim and x.shape[1:] == shape and math.isfinite(backend.total(x)):
+        return x, True  # nothing is left to check or to convert
+    if isinstance(kind, tuple) or (shape and isinstance(shape[0], tuple)):
+        return _enter_several(network, x, name)
+    try:
+        array = enter(name, x, backend, network.dtype, "int64" if kind == "index" else network.dtype)
+        if shape is None:
+            network.build(tuple(array.shape[1:]))
+        array = _of_shape(name, array, network.input_shape, backend)
+    except XpnnError as error:
+        note_on_tuple(error, network, x, name)
+        raise
+    return _as_input(name, array, kind, network.root.index_limit, backend, network.dtype), backend.owns(x)
+
+
+def _enter_several(network: Any, x: Any, name: str) -> tuple[tuple[Array, ...], bool]:
+    """`enter_inputs` for a network that takes several."""
+    backend, kind, shape, dtype = network.backend, network.root.input_kind, network.input_shape, network.dtype
+    count = len(kind) if shape is None else len(shape)
+    if not isinstance(x, tuple):
+        raise DataError(
+            f"the network takes {count} inputs, and {name} is of type {type(x).__name__}; give a tuple of {count} "
+            "arrays, one for each input"
+        )
+    if len(x) != count:
+        raise DataError(f"the network takes {count} inputs, and {name} is a tuple of {len(x)}; give one array for each")
+    kinds = of_each(kind, count)
+    names = [f"{name}[{number}]" for number in range(count)]
+    arrays = [
+        enter(name, part, backend, dtype, "int64" if kind == "index" else dtype)
+        for name, part, kind in zip(names, x, kinds, strict=True)
+    ]
+    for other, array in zip(names, arrays, strict=True):
+        if array.shape[0] != arrays[0].shape[0]:
+            raise DataError(
+                f"{names[0]} has {arrays[0].shape[0]} samples and {other} has {array.shape[0]}; row by row, the inputs "
+                "belong together"
+            )
+    if shape is None:
+        network.build(tuple(tuple(array.shape[1:]) for array in arrays))
+    limits = of_each(network.root.index_limit, count)
+    inputs = tuple(
+        _as_input(name, _of_shape(name, array, wanted, backend), kind, limit, backend, dtype)
+        for name, array, wanted, kind, limit in zip(names, arrays, network.input_shape, kinds, limits, strict=True)
+    )
+    return inputs, all(backend.owns(part) for part in x)
+
+
+def note_on_tuple(error: XpnnError, network: Any, x: Any, name: str) -> None:
+    """Where a tuple of arrays was taken for the rows of one array, and failed, add what to do about it."""
+    arrays = isinstance(x, tuple) and len(x) > 0 and all(getattr(part, "ndim", 0) > 0 for part in x)
+    shape = network.input_shape
+    if arrays and not isinstance(network.root.input_kind, tuple) and not (shape and isinstance(shape[0], tuple)):
+        error.add_note(
+            f"{name} is a tuple of arrays, which this network takes for the rows of one array; to give it several "
+            "inputs, begin it with xpnn.Each(...), or say input_shape=((...), (...)), one shape for each"
+        )
+
+
+def _of_shape(name: str, array: Array, shape: tuple[int, ...], backend: Backend) -> Array:
+    """An array whose samples have that shape. Raises ShapeError if they have another one."""
+    if tuple(array.shape[1:]) == shape:
+        return array
+    if tuple(array.shape) == (0,):  # an empty list
+        return backend.xp.reshape(array, (0, *shape))
+    raise ShapeError(
+        f"{name} has shape {tuple(array.shape)}: samples of shape {tuple(array.shape[1:])}; the network was built for "
+        f"samples of shape {shape}"
+    )
+
+
+def _as_input(name: str, x: Array, kind: str, limit: int | None, backend: Backend, dtype: str) -> Array:
+    """An input in the dtype that the first layer wants: the network's own, or int64 for indices below `limit`."""
     xp = backend.xp
-    if kind == "index":
+    with backend.context():
+        if kind != "index":
+            wanted = backend.dtype(dtype)
+            return x if x.dtype == wanted else xp.astype(x, wanted)
         if not xp.isdtype(x.dtype, "integral"):
-            raise DataError(f"the first layer looks its input up in a table: X must hold integers, got {x.dtype}")
-        return xp.astype(x, backend.dtype("int64"))
-    wanted = backend.dtype(dtype)
-    return x if x.dtype == wanted else xp.astype(x, wanted)
+            raise DataError(f"the first layer looks its input up in a table: {name} must hold integers, got {x.dtype}")
+        indices = xp.astype(x, backend.dtype("int64"))
+    if limit is not None:
+        _check_indices(name, indices, limit, backend)
+    return indices
 
 
-def check_indices(x: Array, limit: int, backend: Backend) -> None:
+def _check_indices(name: str, x: Array, limit: int, backend: Backend) -> None:
     """Raise DataError if an integer input lies outside 0 to limit - 1: some devices would read another row silently."""
     if 0 in x.shape:
         return
@@ -154,7 +247,7 @@ def check_indices(x: Array, limit: int, backend: Backend) -> None:
         lowest, highest = backend.to_host(xp.stack([xp.min(x), xp.max(x)])).tolist()
     if lowest < 0 or highest >= limit:
         raise DataError(
-            f"X holds the index {lowest if lowest < 0 else highest}; the first layer's table has the entries 0 to "
+            f"{name} holds the index {lowest if lowest < 0 else highest}; the first layer's table has the entries 0 to "
             f"{limit - 1}. Give Embedding more entries, or other data"
         )
 
@@ -209,18 +302,28 @@ def enter_data(
 
 def _checked_data(network: Any, x: Any, y: Any, loss: Any, sample_weight: Any, names: tuple[str, str]) -> Data:
     backend = network.backend
-    inputs, _ = network._enter_inputs(x, names[0])
-    samples = int(inputs.shape[0])
+    inputs, _ = enter_inputs(network, x, names[0])
+    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    samples = int(first.shape[0])
     if samples == 0:
-        raise DataError(f"{names[0]} has no samples: its shape is {tuple(inputs.shape)}")
+        raise DataError(f"{names[0]} has no samples: its shape is {tuple(first.shape)}")
     targets = enter(names[1], y, backend, network.dtype)
     if targets.shape[0] != samples:
-        raise DataError(
+        error = DataError(
             f"{names[0]} has {samples} samples and {names[1]} has {targets.shape[0]}; each sample needs its target"
         )
+        note_on_tuple(error, network, x, names[0])
+        raise error
     with backend.context():
         target = loss.prepare(targets, network.output_shape, backend, network.dtype)
     return Data(inputs, target, enter_weights(sample_weight, samples, backend, network.dtype))
+
+
+def rows_of(inputs: Any, start: int, stop: int) -> Any:
+    """The rows from start to stop of an array, or of each in a tuple."""
+    if isinstance(inputs, tuple):
+        return tuple(part[start:stop, ...] for part in inputs)
+    return inputs[start:stop, ...]
 
 
 def split(data: Data, fraction: float, seed: int, backend: Backend) -> tuple[Data, Data]:
@@ -240,8 +343,13 @@ def split(data: Data, fraction: float, seed: int, backend: Backend) -> tuple[Dat
     def pick(rows: Array) -> Data:
         # Rows stay in their order, so that an unshuffled training sees them as they came.
         chosen = backend.asarray(host().xp.sort(rows), "int64")
-        parts = (None if part is None else xp.take(part, chosen, axis=0) for part in data)
-        return Data(*parts)
+
+        def take(part: Any) -> Any:
+            if isinstance(part, tuple):
+                return tuple(map(take, part))
+            return None if part is None else xp.take(part, chosen, axis=0)
+
+        return Data(*map(take, data))
 
     with backend.context():
         return pick(order[held_out:]), pick(order[:held_out])

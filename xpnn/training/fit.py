@@ -16,7 +16,7 @@ from xpnn.losses import LOSSES, Loss
 from xpnn.metrics import Metric, metrics_from
 from xpnn.optimizers import OPTIMIZERS, Optimizer
 from xpnn.training.callbacks import Callback
-from xpnn.training.data import Data, check_batch_size, check_epochs, check_fraction, enter_data, split
+from xpnn.training.data import Data, check_batch_size, check_epochs, check_fraction, enter_data, rows_of, split
 from xpnn.training.history import History, show
 from xpnn.training.interrupt import Interrupt
 from xpnn.training.progress import progress_for
@@ -140,7 +140,8 @@ def _slice(data: Data, start: int, stop: int) -> Any:
     """The rows from start to stop as (inputs, target, weight)."""
     if start == 0 and stop == data.samples:
         return tuple(data)
-    return tuple(None if part is None else part[start:stop, ...] for part in data)
+    inputs, target, weight = data
+    return rows_of(inputs, start, stop), target[start:stop, ...], None if weight is None else weight[start:stop, ...]
 
 
 def _starting_point(
@@ -389,7 +390,7 @@ class _Trainer:
                 self._together *= 2
         return done
 
-    def _batches(self, rows: Array | None, done: int) -> Iterator[tuple[Array, Array, Array | None, Array | None]]:
+    def _batches(self, rows: Array | None, done: int) -> Iterator[tuple[Any, Array, Array | None, Array | None]]:
         """(inputs, target, weight, rows) for each step of this epoch but the first `done`; rows None means all."""
         inputs, target, weight = self.data
         samples, size = self.data.samples, self.size

@@ -33,8 +33,9 @@ def move_slots(
         fresh = optimizer.initial_slots(theta, new)
     moved: Slots = {}
     for slot, vector in slots.items():
-        parts = {name: target.to_host(part) for name, part in new.split(fresh[slot]).items()}
-        known = {name: source.to_host(part) for name, part in old.split(vector).items() if name in parts}
-        joined = new.join({**parts, **known})
+        slot_layout, old_layout = optimizer.slot_layout(slot, new), optimizer.slot_layout(slot, old)
+        parts = {name: target.to_host(part) for name, part in slot_layout.split(fresh[slot]).items()}
+        known = {name: source.to_host(part) for name, part in old_layout.split(vector).items() if name in parts}
+        joined = slot_layout.join({**parts, **known})
         moved[slot] = tuple(target.asarray(block, new.dtype) for block in joined)
     return moved

@@ -29,7 +29,9 @@ from xpnn.optimizers.optimizer import Optimizer, Slots
 from xpnn.parameters import Layout, Vector
 from xpnn.training.totals import TotalsTree, add_to_totals
 
-Batch = tuple[Array, Array, Array | None]
+Inputs = Array | tuple[Array, ...]
+"""The input of a network, or several."""
+Batch = tuple[Inputs, Array, Array | None]
 """(inputs, targets, sample weights or None); all of one length."""
 
 
@@ -111,7 +113,7 @@ def make_evaluation_step(root: Layer, layout: Layout, loss: Loss, metrics: Seque
 def make_prediction_step(root: Layer, layout: Layout) -> Step:
     """step(EvaluationState without totals, (theta, buffers, inputs)) -> (that state, outputs), without dropout."""
 
-    def step(state: EvaluationState, given: tuple[Vector, Mapping[str, Array], Array]) -> tuple[Any, Array]:
+    def step(state: EvaluationState, given: tuple[Vector, Mapping[str, Array], Inputs]) -> tuple[Any, Array]:
         theta, buffers, x = given
         prediction, _ = root.forward(x, layout.tree(theta, buffers), Run())
         return state, prediction
@@ -125,11 +127,11 @@ def gather_rows(step: Step) -> Step:
     The rows are picked inside the step, so that a compiled step holds that work too.
     """
 
-    def gathering_step(state: State, given: tuple[Array, Array, Array | None, Array | None]) -> tuple[Any, Array]:
+    def gathering_step(state: State, given: tuple[Inputs, Array, Array | None, Array | None]) -> tuple[Any, Array]:
         x, target, weight, rows = given
         if rows is not None:
-            take = namespace(x).take
-            x = take(x, rows, axis=0)
+            take = namespace(target).take
+            x = tuple(take(part, rows, axis=0) for part in x) if isinstance(x, tuple) else take(x, rows, axis=0)
             target = take(target, rows, axis=0)
             if weight is not None:
                 weight = take(weight, rows, axis=0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
-from xpnn.layers import Layer, Sequential
+from xpnn.layers import Each, Layer, Sequential
 from xpnn.layers.layer import Shape
 
 if TYPE_CHECKING:
@@ -40,14 +40,18 @@ def _add_rows(
     rows: list[tuple[str, str, str, str]],
     layer: Layer,
     path: tuple[str, ...],
-    input_shape: Shape | None,
+    input_shape: Any,
     counts: dict[str, int],
 ) -> None:
-    """The rows of the layers inside `layer`. Only a Sequential says what shape each of them gets."""
-    shape = input_shape
-    for name, child in layer.children.items():
+    """The rows of the layers inside `layer`. Only Sequential and Each say what shape each of them gets."""
+    shape: Any = input_shape
+    for number, (name, child) in enumerate(layer.children.items()):
         here = (*path, name)
-        given = shape if isinstance(layer, Sequential) else None
+        given = None
+        if isinstance(layer, Sequential):
+            given = shape
+        elif isinstance(layer, Each) and input_shape is not None:
+            given = input_shape[number]
         shape = _output_shape(child, given)
         prefix = ".".join(here) + "."
         number = sum(count for parameter, count in counts.items() if parameter.startswith(prefix))
@@ -58,7 +62,7 @@ def _add_rows(
         _add_rows(rows, child, here, given, counts)
 
 
-def _output_shape(layer: Layer, input_shape: Shape | None) -> Shape | None:
+def _output_shape(layer: Layer, input_shape: Any) -> Shape | None:
     if input_shape is None:
         return None
     try:
