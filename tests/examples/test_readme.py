@@ -44,6 +44,27 @@ def test_the_twenty_lines_run(tmp_path, monkeypatch):
     assert (same.predict(held_out) == net.predict(held_out)).all()
 
 
+def test_the_convolutional_network_trains():
+    digits = load_dataset("digits")
+    names = {
+        "xpnn": xpnn,
+        "X": digits.x[360:] / 16,
+        "y": digits.y[360:],
+        "Xv": digits.x[:360] / 16,
+        "yv": digits.y[:360],
+    }
+    exec(block_with("python", "xpnn.Conv2D"), names)
+    net, images = names["net"], names["images"]
+    assert net.evaluate(images, names["yv"], metrics=["accuracy"])["accuracy"] > 0.9
+    assert net.parameters["1.running_mean"].any()
+
+
+def test_every_layer_that_the_table_names_exists():
+    table = TEXT[TEXT.index("## Layers") : TEXT.index("## Backends")]
+    for name in re.findall(r"`([A-Z]\w+)`", table):
+        assert hasattr(xpnn, name) or hasattr(xpnn, f"{name}2D"), name
+
+
 def test_the_layer_passes_the_checks_shown_below_it():
     names = {"xpnn": xpnn, "Scale": lambda: layer_from_readme()}
     exec(block_with("python", "check_gradients(Scale()"), names)
