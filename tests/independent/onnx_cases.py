@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 
 
-class NotClaimed(Exception):
+class UnclaimedError(Exception):
     """A case asks for something that xpnn does not do; the message says for what."""
 
 
@@ -45,6 +45,11 @@ class NodeCase:
         """All inputs."""
         return [self.input(position) for position in range(len(self._inputs))]
 
+    @property
+    def dtype_names(self):
+        """The names of the inputs' dtypes, the first input's first."""
+        return [array.dtype.name for array in self._inputs if array is not None]
+
     def attribute(self, name, default=None):
         """An attribute; texts as str, lists as tuples."""
         self._read.add(name)
@@ -53,21 +58,18 @@ class NodeCase:
             return value.decode()
         return tuple(value) if isinstance(value, list) else value
 
-    def forget_reads(self):
-        """Nothing was asked for yet."""
-        self._read.clear()
-
     def check_all_was_read(self):
-        """Raise NotClaimed if there is an input or attribute that nobody asked for."""
+        """Raise UnclaimedError if there is an input or attribute that nobody asked for."""
         inputs = {position for position, array in enumerate(self._inputs) if array is not None}
-        unread = sorted(map(str, (inputs | set(self._attributes)) - self._read))
+        unread = [f"input {position}" for position in sorted(inputs - self._read)]
+        unread += [f"attribute {name}" for name in sorted(set(self._attributes) - self._read)]
         if unread:
-            raise NotClaimed(f"inputs or attributes that the mapping does not know: {', '.join(unread)}")
+            raise UnclaimedError(f"the mapping does not know {', '.join(unread)}")
 
 
 def collect(op_types):
     """(the cases of these op types by name, the version of onnx)."""
-    state = np.random.get_state()  # noqa: NPY002, onnx seeds the global generator for each of its cases
+    state = np.random.get_state()  # onnx seeds NumPy's global generator for each of its cases
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some of ONNX's own references divide by 0 on purpose
@@ -76,7 +78,7 @@ def collect(op_types):
 
             tests = collect_testcases(None)  # one op type alone can be asked for only once in a process
     finally:
-        np.random.set_state(state)  # noqa: NPY002
+        np.random.set_state(state)
     cases = {}
     for test in tests:
         nodes = test.model.graph.node
@@ -88,7 +90,7 @@ def collect(op_types):
 
 
 def _output_names(onnx, model, node):
-    """The formal names of the node's outputs, as its operator defines them; "name.1" and so on where one is repeated."""
+    """The formal names of the node's outputs, as its operator defines them; "name.1", ... where one is repeated."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
     formal = [output.name for output in schema.outputs]

@@ -1,7 +1,7 @@
 """ONNX's operators in terms of xpnn's: one function for each, which computes a case and gives its outputs.
 
 A mapping gets a `NodeCase` and `call`, which runs an op on some backend: host arrays in, host arrays out. It returns
-(outputs by formal name, the length of the longest sum in them), or raises NotClaimed. An output may be missing that
+(outputs by formal name, the length of the longest sum in them), or raises UnclaimedError. An output may be missing that
 xpnn does not give. Nothing is computed here but layouts and masks: ONNX has channels behind the batch, xpnn at the end.
 """
 
@@ -14,10 +14,9 @@ from xpnn import losses, ops
 from xpnn.layers.layer import Run
 from xpnn.ops.windows import output_length, same_padding, span
 
-from .onnx_cases import NotClaimed
+from .onnx_cases import UnclaimedError
 from .onnx_unclaimed import (
     ADDITIVE_MASK,
-    CEIL_COUNTED,
     DILATED_POOLING,
     HALF,
     INTEGERS,
@@ -41,14 +40,11 @@ def mapping(*op_types):
 
 
 def answer(case, call):
-    """(outputs by formal name, terms) of any case; raises NotClaimed."""
-    dtypes = {array.dtype for array in case.inputs if array is not None}
-    names = {dtype.name for dtype in dtypes}
-    if names & {"float16", "bfloat16"}:
-        raise NotClaimed(HALF)
-    if case.input(0).dtype.kind != "f":
-        raise NotClaimed(INTEGERS)
-    case.forget_reads()
+    """(outputs by formal name, terms) of any case; raises UnclaimedError."""
+    if {"float16", "bfloat16"} & set(case.dtype_names):
+        raise UnclaimedError(HALF)
+    if "int" in case.dtype_names[0]:
+        raise UnclaimedError(INTEGERS)
     outputs, terms = MAPPINGS[case.op_type](case, call)
     case.check_all_was_read()
     return outputs, terms
@@ -74,7 +70,7 @@ def pairs_of(pads):
 
 
 def window_settings(case, spatial, kernel):
-    """(stride, padding, dilation) of a convolution or pooling, the padding with what auto_pad and ceil_mode add."""
+    """(stride, padding, dilation) of a convolution or pooling, the padding as pairs, with what auto_pad asks for."""
     axes = len(kernel)
     stride = case.attribute("strides", (1,) * axes)
     dilation = case.attribute("dilations", (1,) * axes)
@@ -150,7 +146,7 @@ def pool(case, call):
     window = case.attribute("kernel_shape")
     stride, padding, dilation = window_settings(case, x.shape[2:], window)
     if max(dilation) > 1:
-        raise NotClaimed(DILATED_POOLING)
+        raise UnclaimedError(DILATED_POOLING)
     settings = {}
     op = ops.max_pool
     if case.op_type == "AveragePool":
@@ -161,7 +157,7 @@ def pool(case, call):
     if case.attribute("ceil_mode", 0):
         behind = ceil_padding(x.shape[2:], window, stride, padding)
         if any(behind) and settings.get("count_padding"):
-            raise NotClaimed(CEIL_COUNTED)
+            raise UnclaimedError("ceil_mode whose mean counts the padding, but not what lies behind it")
         padding = tuple((before, after + more) for (before, after), more in zip(padding, behind, strict=True))
     y = call(op, channels_last(x), window=window, stride=stride, padding=padding, **settings)
     return {"Y": channels_second(y)}, math.prod(window)
@@ -235,7 +231,7 @@ def group_norm(case, call):
 def local_response_norm(case, call):
     x, size = case.input(0), case.attribute("size")
     if size % 2 == 0:
-        raise NotClaimed("an even size: ONNX then takes one neighbour more behind the channel, xpnn before it")
+        raise UnclaimedError("an even size: ONNX then takes one neighbour more behind the channel, xpnn before it")
     y = call(
         ops.local_response_norm,
         channels_last(x),
@@ -259,7 +255,7 @@ def class_loss(case, call):
     scores, labels, weights = case.input(0), case.input(1), case.input(2)
     reduction = case.attribute("reduction", "mean")
     if reduction == "none":
-        raise NotClaimed(NO_REDUCTION)
+        raise UnclaimedError(NO_REDUCTION)
     settings = {
         "class_weights": None if weights is None else tuple(map(float, weights)),
         "ignore_index": case.attribute("ignore_index"),
@@ -280,7 +276,7 @@ def dropout(case, call):
     rate = float(ratio) if ratio is not None else case.attribute("ratio", 0.5)
     run = Run(training=training is not None and bool(training))
     if run.training and rate > 0.0:
-        raise NotClaimed(OWN_RANDOM_NUMBERS)
+        raise UnclaimedError(OWN_RANDOM_NUMBERS)
     return {"output": call(lambda array: xpnn.Dropout(rate).forward(array, {}, run), x)}, 1
 
 
@@ -297,28 +293,30 @@ def recurrent(case, call):
     gates, units = len(order), case.attribute("hidden_size")
     x, weights, recurrences, biases = case.input(0), case.input(1), case.input(2), case.input(3)
     if case.op_type == "LSTM" and case.input(7) is not None:
-        raise NotClaimed(PEEPHOLES)
+        raise UnclaimedError(PEEPHOLES)
     batch_first = bool(case.attribute("layout", 0))
     if not batch_first:
         x = np.swapaxes(x, 0, 1)
-    if case.op_type == "GRU" and not case.attribute("linear_before_reset", 0) and x.shape[1] > 1:
-        raise NotClaimed(RESET_BEFORE)
+    reset_after = case.op_type == "GRU" and bool(case.attribute("linear_before_reset", 0))
+    if case.op_type == "GRU" and not reset_after and x.shape[1] > 1:
+        raise UnclaimedError(RESET_BEFORE)
     direction = case.attribute("direction", "forward")
     reverse = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
     results = []
     for number, backwards in enumerate(reverse):
         weight_input = in_order(weights[number], gates, order).T
         weight_hidden = in_order(recurrences[number], gates, order).T
-        both = np.zeros(2 * gates * units, x.dtype) if biases is None else biases[number]
-        bias_input, bias_hidden = (in_order(half, gates, order) for half in np.split(both, 2))
+        bias = np.zeros(2 * gates * units, x.dtype) if biases is None else biases[number]
+        bias_input, bias_hidden = (in_order(half, gates, order) for half in np.split(bias, 2))
         if case.op_type == "RNN":
             result = call(ops.rnn, x, weight_input, weight_hidden, bias_input + bias_hidden, reverse=backwards)
         elif case.op_type == "LSTM":
             result = call(ops.lstm, x, weight_input, weight_hidden, bias_input + bias_hidden, reverse=backwards)
         else:
-            # One step from a state of zeros, where the reset gate meets nothing but the bias: whichever way it acts,
-            # with the biases added up it is the same.
-            result = call(ops.gru, x, weight_input, weight_hidden, bias_input + bias_hidden, None, reverse=backwards)
+            # Where the reset gate acts before the product, this is one step from a state of zeros: it meets the bias
+            # alone, and with the biases added up it makes no difference.
+            both = (bias_input, bias_hidden) if reset_after else (bias_input + bias_hidden, None)
+            result = call(ops.gru, x, weight_input, weight_hidden, *both, reverse=backwards)
         results.append(result)
     y = np.stack([result[0] for result in results], axis=2)  # (batch, time, directions, units)
     last = [np.stack(states, axis=1) for states in list(zip(*results, strict=True))[1:]]  # (batch, directions, units)
@@ -333,7 +331,7 @@ def recurrent(case, call):
 def attention(case, call):
     query, key, value = case.input(0), case.input(1), case.input(2)
     if case.attribute("softcap", 0.0):
-        raise NotClaimed(SOFTCAP)
+        raise UnclaimedError(SOFTCAP)
     flat = query.ndim == 3
     if flat:
         heads, key_heads = case.attribute("q_num_heads"), case.attribute("kv_num_heads")
@@ -383,7 +381,7 @@ def causal_and_mask(case, queries, keys, past, filled):
     if given is not None:
         if given.dtype != np.bool_:
             if not np.all((given == 0) | (given == -np.inf)):
-                raise NotClaimed(ADDITIVE_MASK)
+                raise UnclaimedError(ADDITIVE_MASK)
             given = given == 0
         missing = [(0, 0)] * (given.ndim - 1) + [(0, keys - given.shape[-1])]
         conditions.append(np.pad(given, missing))  # False behind its end
@@ -423,9 +421,9 @@ def optimizer(case, call):
     rate, step, *arrays = case.inputs
     rate = float(rate)
     if int(step) > 0:
-        raise NotClaimed("a later step: ONNX's corrections then differ from the papers'")
+        raise UnclaimedError("a later step: ONNX's corrections then differ from the papers'")
     if case.attribute("norm_coefficient_post", 0.0):
-        raise NotClaimed("weight decay behind the step")
+        raise UnclaimedError("weight decay behind the step")
     decay = case.attribute("norm_coefficient", 0.0)
     results = []
     # The arrays come sorted by kind: all parameters, all gradients, all slots.
