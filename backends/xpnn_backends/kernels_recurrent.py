@@ -60,6 +60,32 @@ class _Mask:
                 np.copyto(array, 0.0, where=self.skipped[:, step])
 
 
+_QUICK = 1 << 19
+"""Multiplications of a product that OpenBLAS makes at once; a larger one it packs, and shares among threads."""
+
+
+class _Product:
+    """made = given W for few rows, step after step: blocks of columns, so few that no thread has to wait for others.
+
+    Args:
+        weight: W, (depth, columns).
+        made: (rows, columns), in C order.
+    """
+
+    def __init__(self, weight: Any, made: Any) -> None:
+        depth, columns = weight.shape
+        rows, width = made.shape[0], columns
+        while width % 2 == 0 and width > 32 and rows * depth * width > _QUICK:
+            width //= 2
+        if rows * depth * width > _QUICK:  # worth its threads
+            width = columns
+        self._weight = np.ascontiguousarray(weight.reshape(depth, -1, width).transpose(1, 0, 2))
+        self._made = made.reshape(rows, -1, width).transpose(1, 0, 2)
+
+    def __call__(self, given: Any) -> None:
+        np.matmul(given, self._weight, out=self._made)
+
+
 def _sigmoid(x: Any) -> None:
     """In place. Where exp(-x) overflows, the result is 0: callers ignore that."""
     np.negative(x, out=x)
@@ -151,7 +177,7 @@ def _lstm(
     batch, time, units = y.shape
     _start(initial_hidden, hidden)
     _start(initial_cell, cell)
-    masked = _Mask(mask, batch, hidden, cell)
+    masked, product = _Mask(mask, batch, hidden, cell), _Product(weight, room)
     sums = np.empty((batch, 3 * units), y.dtype)
     inner, outer = sums[:, : 2 * units], sums[:, 2 * units :]
     with np.errstate(over="ignore"):
@@ -160,7 +186,7 @@ def _lstm(
             before[:, step], memory[:, step] = hidden, cell
             z, bent = gates[:, step], squashed[:, step]
             put_in, keep, candidate, show = _blocks(z, 4)
-            np.matmul(hidden, weight, out=room)
+            product(hidden)
             np.add(candidate, room[:, 2 * units : 3 * units], out=bent)
             np.tanh(bent, out=candidate)
             # Side by side in an array of their own, they are one loop for NumPy and not one for each sample.
@@ -205,7 +231,7 @@ def _lstm_gradient(
     _start(dlast_hidden, dhidden)
     _start(dlast_cell, dcell)
     masked = _Mask(mask, batch, dhidden, dcell)
-    change, weight_back = np.empty_like(dcell), np.ascontiguousarray(weight.T)
+    change, product = np.empty_like(dcell), _Product(weight.T, dhidden)
     for step in _steps(time, not reverse):
         masked.remember()
         put_in, keep, candidate, show = _blocks(gates[:, step], 4)
@@ -224,7 +250,7 @@ def _lstm_gradient(
             np.multiply(change, factor, out=change)
             np.multiply(change, gradient, out=made)
         np.multiply(dcell, keep, out=dcell)
-        np.matmul(dz, weight_back, out=dhidden)
+        product(dz)
         masked.undo(step, dz)
 
 
@@ -254,7 +280,7 @@ def _gru(
 ) -> None:
     batch, time, units = y.shape
     _start(initial_hidden, hidden)
-    masked = _Mask(mask, batch, hidden)
+    masked, product = _Mask(mask, batch, hidden), _Product(weight, room)
     products = room[:, : 2 * units], room[:, 2 * units :]
     change, sums = np.empty_like(hidden), np.empty((batch, 2 * units), y.dtype)
     with np.errstate(over="ignore"):
@@ -263,7 +289,7 @@ def _gru(
             before[:, step] = hidden
             z = gates[:, step]
             reset, update, candidate = _blocks(z, 3)
-            np.matmul(hidden, weight, out=room)
+            product(hidden)
             if bias.size:
                 np.add(room, bias, out=room)
             remembered[:, step] = products[1]
@@ -308,7 +334,7 @@ def _gru_gradient(
     _start(dlast_hidden, dhidden)
     masked = _Mask(mask, batch, dhidden)
     change, slope = np.empty_like(dhidden), np.empty_like(dhidden)
-    weight_back = np.ascontiguousarray(weight.T)
+    product = _Product(weight.T, dhidden)
     for step in _steps(time, not reverse):
         masked.remember()
         reset, update, candidate = _blocks(gates[:, step], 3)
@@ -330,7 +356,7 @@ def _gru_gradient(
         np.multiply(slope, change, out=dupdate)
         dq[:, : 2 * units] = dz[:, : 2 * units]
         np.multiply(dhidden, update, out=change)
-        np.matmul(dq, weight_back, out=dhidden)
+        product(dq)
         np.add(dhidden, change, out=dhidden)
         masked.undo(step, dz, dq)
 
@@ -360,11 +386,11 @@ def _rnn(
 ) -> None:
     batch, time, _ = y.shape
     _start(initial_hidden, hidden)
-    masked = _Mask(mask, batch, hidden)
+    masked, product = _Mask(mask, batch, hidden), _Product(weight, room)
     for step in _steps(time, reverse):
         masked.remember()
         before[:, step] = hidden
-        np.matmul(hidden, weight, out=room)
+        product(hidden)
         np.add(room, products[:, step], out=hidden)
         if relu:
             np.maximum(hidden, 0.0, out=hidden)
@@ -394,7 +420,7 @@ def _rnn_gradient(
     batch, time, _ = y.shape
     _start(dlast_hidden, dhidden)
     masked = _Mask(mask, batch, dhidden)
-    weight_back = np.ascontiguousarray(weight.T)
+    product = _Product(weight.T, dhidden)
     for step in _steps(time, not reverse):
         masked.remember()
         if dy.size:
@@ -405,7 +431,7 @@ def _rnn_gradient(
             _tanh_slope(y[:, step], room)
             np.multiply(room, dhidden, out=room)
         dproducts[:, step] = room
-        np.matmul(room, weight_back, out=dhidden)
+        product(room)
         masked.undo(step, dproducts[:, step])
 
 
