@@ -214,17 +214,25 @@ class Layout:
         return self._join(found)
 
     def changed_buffers(self, buffers: Mapping[str, Array], gradients: Tree) -> Mapping[str, Array]:
-        """The buffers after a training step: to each is added what the backward pass returned under its name."""
+        """The buffers after a training step: to each is added what the backward pass returned under its name.
+
+        Where a layer was used several times, that is the mean of what it returned; see `Buffer`.
+        """
         if not self._changing:
             return buffers
         changed = dict(buffers)
         for entry in self._changing:
+            changes = []
             for place in entry.places:
                 change: Any = gradients
                 for key in place:
                     change = change.get(key, {})
                 if hasattr(change, "shape"):
-                    changed[entry.name] = changed[entry.name] + change
+                    changes.append(change)
+            if changes:
+                total = sum(changes[1:], start=changes[0])
+                mean = total / len(changes) if len(changes) > 1 else total
+                changed[entry.name] = changed[entry.name] + mean
         return changed
 
     def check_gradients(self, gradients: Tree) -> None:

@@ -129,6 +129,8 @@ def test_a_small_network_learns():
         (xpnn.SeparableConv1D(5, 3, padding="same"), (7, 2), (7, 5)),
         (xpnn.ConvTranspose2D(8, 4, stride=2, padding=1), (7, 9, 2), (14, 18, 8)),
         (xpnn.ConvTranspose1D(8, 3, stride=2, padding=(0, 1), output_padding=1), (4, 2), (9, 8)),
+        (xpnn.ConvTranspose2D(8, (4, 1), stride=(2, 3), padding="same"), (7, 9, 2), (14, 27, 8)),
+        (xpnn.ConvTranspose1D(8, 3, stride=2, padding="valid"), (4, 2), (9, 8)),
     ],
     ids=repr,
 )
@@ -145,6 +147,19 @@ def test_the_odd_zero_of_same_padding_goes_after():
     ones = {"weight": np.ones((3, 1, 1))}
     y, _ = xpnn.Conv1D(1, 3, padding="same", stride=2, bias=False).forward(x, ones, Run())
     np.testing.assert_array_equal(y.ravel(), [7.0, 12.0])
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+def test_same_padding_of_a_transposed_convolution_is_that_of_the_convolution_back(kernel, stride, dilation):
+    given = {"kernel_size": kernel, "stride": stride, "dilation": dilation, "padding": "same", "bias": False}
+    back, there = xpnn.Conv1D(2, **given), xpnn.ConvTranspose1D(3, **given)
+    x, weight = normal(1, 4, 2), {"weight": normal(kernel, 3, 2)}
+    y, _ = there.forward(x, weight, Run())
+    assert y.shape == (1, 4 * stride, 3)
+    _, backward = back.forward(np.zeros(y.shape), weight, Run())
+    np.testing.assert_allclose(y, backward(x)[0], **TOLERANCE)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -218,14 +233,14 @@ def test_a_separable_convolution_is_two_layers():
         (lambda: xpnn.Conv2D(0, 3), "channels=0 makes no sense"),
         (lambda: xpnn.Conv2D(4, 0), "kernel_size=0 makes no sense"),
         (lambda: xpnn.Conv2D(4, (3, 3, 3)), "kernel_size="),
-        (lambda: xpnn.Conv2D(4, 3, stride=0), "stride=0 makes no sense; give an integer of at least 1"),
+        (lambda: xpnn.Conv2D(4, 3, stride=0), "Conv2D: stride=0 makes no sense; give an integer of at least 1"),
         (lambda: xpnn.Conv2D(4, 3, stride=(1, 0)), "stride"),
         (lambda: xpnn.Conv2D(4, 3, dilation=0), "dilation=0"),
         (lambda: xpnn.Conv2D(4, 3, padding="full"), "padding='full' is unknown"),
         (lambda: xpnn.Conv2D(4, 3, padding="causal"), "padding='causal' is unknown"),
         (lambda: xpnn.Conv2D(4, 3, padding=-1), "padding=-1 makes no sense"),
         (lambda: xpnn.Conv2D(4, 3, padding=((1, 1, 1), (0, 0))), "padding="),
-        (lambda: xpnn.Conv2D(4, 3, groups=3), "groups=3 does not divide channels=4"),
+        (lambda: xpnn.Conv2D(4, 3, groups=3), "Conv2D: groups=3 does not divide channels=4"),
         (lambda: xpnn.Conv2D(4, 3, groups=0), "groups=0 makes no sense"),
         (lambda: xpnn.Conv2D(4, 3, weight_initializer="best"), "weight_initializer='best' is unknown"),
         (lambda: xpnn.ConvTranspose2D(4, 3, groups=3), "groups=3 does not divide channels=4"),
@@ -234,7 +249,11 @@ def test_a_separable_convolution_is_two_layers():
             "output_padding=2 makes no sense with stride=2",
         ),
         (lambda: xpnn.ConvTranspose2D(4, 3, output_padding=-1), "output_padding=-1"),
-        (lambda: xpnn.ConvTranspose2D(4, 3, padding="same"), "padding='same'"),
+        (
+            lambda: xpnn.ConvTranspose2D(4, 3, stride=2, padding="same", output_padding=1),
+            "ConvTranspose2D: output_padding=1 makes no sense with padding='same'",
+        ),
+        (lambda: xpnn.ConvTranspose1D(4, 3, padding="causal"), "ConvTranspose1D: padding='causal' is unknown"),
         (lambda: xpnn.DepthwiseConv2D(3, multiplier=0), "multiplier=0 makes no sense"),
         (lambda: xpnn.SeparableConv2D(3, 3, multiplier=0), "multiplier=0 makes no sense"),
         (lambda: xpnn.SeparableConv1D(0, 3), "channels=0 makes no sense"),
@@ -253,12 +272,17 @@ def test_settings_that_make_no_sense_are_refused(make, message):
         (xpnn.Conv2D(4, 3), (8, 8), r"got samples of shape \(8, 8\), wants \(height, width, channels\)"),
         (xpnn.Conv1D(4, 3), (8,), r"wants \(time, channels\)"),
         (xpnn.Conv3D(4, 3), (8, 8, 3), r"wants \(depth, height, width, channels\)"),
-        (xpnn.Conv2D(4, 3, groups=2), (8, 8, 3), "got samples of 3 channels, which groups=2 does not divide"),
-        (xpnn.ConvTranspose2D(4, 3, groups=2), (8, 8, 3), "got samples of 3 channels, which groups=2 does not divide"),
+        (
+            xpnn.Conv2D(4, 3, groups=2),
+            (8, 8, 3),
+            r"\(8, 8, 3\): 3 channels .* groups=2 does not divide; change groups=",
+        ),
+        (xpnn.ConvTranspose2D(4, 3, groups=2), (8, 8, 3), "3 channels in the last axis, which groups=2 does not"),
+        (xpnn.Conv2D(4, 3, padding=1), (0, 8, 1), "with at least one position"),
         (xpnn.ConvTranspose2D(4, 2, padding=4), (2, 2, 3), "nothing is left of the output"),
         (xpnn.ConvTranspose1D(4, 2), (2, 2, 3), r"wants \(time, channels\)"),
         (xpnn.DepthwiseConv1D(9), (8, 2), r"window of \(9,\) is larger"),
-        (xpnn.DepthwiseConv2D(3), (8, 8, 0), "got samples of 0 channels"),
+        (xpnn.DepthwiseConv2D(3), (8, 8, 0), "wants at least one channel"),
         (xpnn.SeparableConv2D(3, 3), (2, 8, 2), "is larger than the padded input"),
     ],
     ids=repr,
@@ -266,6 +290,15 @@ def test_settings_that_make_no_sense_are_refused(make, message):
 def test_what_does_not_fit_is_refused_when_built(layer, sample, message):
     with pytest.raises(ShapeError, match=rf"^layer 1 {type(layer).__name__}\(.*{message}"):
         xpnn.Network(xpnn.Lambda("relu"), layer, input_shape=sample)
+
+
+@pytest.mark.parametrize("make", [np.int64, np.int32])
+def test_settings_may_be_integers_of_numpy(make, tmp_path):
+    layers = xpnn.Conv2D(make(4), (make(3), 2), padding=make(1)), xpnn.MaxPool2D(make(2), stride=[make(1), make(2)])
+    network = xpnn.Network(*layers, input_shape=(5, 5, 1))
+    network.save(tmp_path / "net.safetensors")
+    loaded = xpnn.Network.load(tmp_path / "net.safetensors")
+    assert loaded.root == xpnn.Sequential(xpnn.Conv2D(4, (3, 2), padding=1), xpnn.MaxPool2D(2, stride=(1, 2)))
 
 
 def test_repr_and_equality():

@@ -321,3 +321,76 @@ def test_repr_and_equality():
     assert repr(xpnn.WeightNorm(xpnn.Dense(3))) == "WeightNorm(layer=Dense(3))"
     assert xpnn.LayerNorm() == xpnn.LayerNorm(1)
     assert xpnn.InstanceNorm() != xpnn.InstanceNorm(1e-3)
+
+
+@pytest.mark.parametrize(("momentum", "times"), [(1.0, 3), (0.1, 24)])
+def test_a_batch_norm_that_is_used_many_times_keeps_its_statistics_in_range(momentum, times):
+    shared = xpnn.BatchNorm(momentum)
+    layers = [layer for _ in range(times) for layer in (xpnn.Dense(4, 4), shared)]
+    net = xpnn.Network(*layers, xpnn.Dense(2), dtype="float64", seed=1)
+    net.fit(X, Y, loss="mse", optimizer="sgd", epochs=10, batch_size=11, verbose=0)
+    variance = net.parameters["1.running_variance"]
+    assert np.all(variance > 0.0)
+    assert np.all(variance < 100.0)
+    assert np.all(np.isfinite(net.predict(X)))
+
+
+def test_the_best_weights_are_restored_with_their_running_statistics(tmp_path):
+    seen = []
+
+    class Watch(xpnn.Callback):
+        """Writes down what a prediction gives after each epoch, and the statistics behind it."""
+
+        def on_epoch_end(self, epoch, logs):
+            seen.append((logs["val_loss"], self.network.parameters["1.running_variance"], self.network.predict(X)))
+
+    path = tmp_path / "best.safetensors"
+    net = network()
+    callbacks = [xpnn.EarlyStopping(patience=50), xpnn.ModelCheckpoint(path, save_best_only=True), Watch()]
+    net.fit(
+        X,
+        Y,
+        loss="mse",
+        optimizer=xpnn.SGD(0.3),
+        epochs=12,
+        batch_size=4,
+        validation_data=(X[:7], -Y[:7]),
+        verbose=0,
+        callbacks=callbacks,
+    )
+    losses = [loss for loss, _, _ in seen]
+    best = losses.index(min(losses))
+    assert best < len(seen) - 1
+    for kept in (net, xpnn.Network.load(path)):
+        assert np.array_equal(kept.parameters["1.running_variance"], seen[best][1])
+        assert np.array_equal(kept.predict(X), seen[best][2])
+
+
+SEVERAL = ((4, 4, 2), (4, 4, 2), (5,))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xpnn.BatchNorm(),
+        xpnn.LayerNorm(),
+        xpnn.RMSNorm(),
+        xpnn.GroupNorm(2),
+        xpnn.InstanceNorm(),
+        xpnn.LocalResponseNorm(3),
+        xpnn.RandomFlip(),
+        xpnn.RandomShift(1),
+        xpnn.Dense(3),
+        xpnn.Flatten(),
+        xpnn.Reshape(-1),
+    ],
+    ids=repr,
+)
+def test_several_inputs_are_refused_by_a_layer_for_one(layer):
+    with pytest.raises(ShapeError, match=r"got several inputs, of shapes \(\(4, 4, 2\), .* wants one; see xpnn.Each"):
+        layer.build(SEVERAL)
+
+
+def test_several_inputs_are_refused_by_a_convolution():
+    with pytest.raises(ShapeError, match=r"got samples of shape \(\(4, 4, 2\), .* wants \(height, width, channels\)"):
+        xpnn.Conv2D(3, 3).build(SEVERAL)

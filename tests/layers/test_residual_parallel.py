@@ -134,3 +134,38 @@ def test_settings_that_make_no_sense(build, message):
 def test_repr():
     layer = xpnn.Residual(xpnn.Dense(3), shortcut=xpnn.Parallel(xpnn.Dense(3), [xpnn.Tanh()], combine="concatenate"))
     assert repr(layer) == ("Residual(Dense(3), shortcut=Parallel(Dense(3), Sequential(Tanh()), combine='concatenate'))")
+
+
+def _masked_steps():
+    """Sequences whose last steps are padding."""
+    x = np.random.default_rng(5).normal(size=(3, 6, 2))
+    x[0, 4:] = 0.0
+    x[1, 2:] = 0.0
+    return x
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_each_branch_starts_with_the_mask_that_came_in(order):
+    branches = [xpnn.GlobalMaxPool1D()], [xpnn.GlobalAveragePool1D()]  # behind each of them there is no mask
+    x = _masked_steps()
+    alone = [xpnn.Network(xpnn.Masking(), *branches[i], input_shape=(6, 2), dtype="float64").predict(x) for i in order]
+    parallel = xpnn.Parallel(*(branches[i] for i in order), combine="concatenate")
+    got = xpnn.Network(xpnn.Masking(), parallel, input_shape=(6, 2), dtype="float64").predict(x)
+    np.testing.assert_allclose(got, np.concatenate(alone, axis=-1))
+
+
+@pytest.mark.parametrize("around", [xpnn.Residual, lambda *f: xpnn.Parallel([], list(f))])
+def test_the_mask_outlives_a_branch_that_lengthens_the_sequence_in_between(around):
+    causal = xpnn.ZeroPadding1D((2, 0)), xpnn.Conv1D(2, 3, weight_initializer="zeros")
+    x = _masked_steps()
+    mean = xpnn.Network(xpnn.Masking(), xpnn.GlobalAveragePool1D(), input_shape=(6, 2), dtype="float64").predict(x)
+    layers = xpnn.Masking(), around(*causal), xpnn.GlobalAveragePool1D()
+    np.testing.assert_allclose(xpnn.Network(*layers, input_shape=(6, 2), dtype="float64").predict(x), mean)
+
+
+def test_a_mask_that_only_a_branch_sets_is_there_behind_it():
+    x = _masked_steps()
+    shared = xpnn.Network(xpnn.Masking(), xpnn.GlobalAveragePool1D(), input_shape=(6, 2), dtype="float64").predict(x)
+    for layer in (xpnn.Parallel([], [xpnn.Masking()]), xpnn.Residual(xpnn.Masking())):
+        network = xpnn.Network(layer, xpnn.GlobalAveragePool1D(), input_shape=(6, 2), dtype="float64")
+        np.testing.assert_allclose(network.predict(x), 2.0 * shared)

@@ -326,3 +326,36 @@ def test_shapes_that_do_not_fit_are_named(backend, dtype):
         ops.weight_norm(x, three)
     with pytest.raises(ShapeError, match="axis 3 does not exist"):
         ops.weight_norm(x, four, axis=3)
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "group_norm"])
+def test_many_places_keep_the_digits_of_a_small_deviation(name, backend, dtype):
+    noise = np.random.default_rng(2).normal(10.0, 0.01, (4, 10007, 2))
+    x = backend.asarray(noise, dtype)
+    exact = backend.to_host(x).astype(np.float64)
+    axes = (0, 1) if name == "batch_norm" else (1,)
+    mean, variance = exact.mean(axis=axes, keepdims=True), exact.var(axis=axes, keepdims=True)
+    with backend.context():
+        if name == "batch_norm":
+            (y, _, _), _ = ops.batch_norm(x, epsilon=1e-8)
+        else:
+            y, _ = ops.group_norm(x, groups=2, epsilon=1e-8)
+    # A number of size 10 is known to 5e-7 in float32, and the deviation is 0.01.
+    close = 1e-9 if dtype == "float64" else 4e-4
+    np.testing.assert_allclose(backend.to_host(y), (exact - mean) / np.sqrt(variance + 1e-8), rtol=0, atol=close)
+
+
+def test_weight_norm_of_a_slice_whose_length_overflows(backend, dtype):
+    # XLA divides by way of the reciprocal, which is lost above a quarter of the largest number.
+    large = float(np.finfo(dtype).max) * 0.2
+    signs = np.where(np.arange(128) % 3 == 0, -1.0, 1.0)
+    direction = backend.asarray(np.stack([large * signs, signs], axis=1), dtype)
+    magnitude = backend.asarray(np.array([3.0, 2.0]), dtype)
+    with backend.context():
+        weight, vjp = ops.weight_norm(direction, magnitude)
+        ddirection, dmagnitude = vjp(backend.asarray(np.ones((128, 2)), dtype))
+    unit = signs / np.sqrt(128.0)
+    np.testing.assert_allclose(backend.to_host(weight), np.stack([3.0 * unit, 2.0 * unit], axis=1), rtol=1e-6)
+    np.testing.assert_allclose(backend.to_host(dmagnitude), [unit.sum(), unit.sum()], rtol=1e-5)
+    want = 2.0 * (1.0 - unit * unit.sum()) / np.sqrt(128.0)
+    np.testing.assert_allclose(backend.to_host(ddirection)[:, 1], want, rtol=1e-5)

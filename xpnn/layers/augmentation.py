@@ -8,7 +8,7 @@ from xpnn import ops
 from xpnn.config import check_integer, check_number
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
-from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
+from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, one_input
 
 _AXES = {"horizontal": -2, "vertical": -3}
 
@@ -37,7 +37,7 @@ class RandomFlip(Layer):
         self.rate = check_number("rate", rate, "a probability in [0, 1)", lambda x: 0.0 <= x < 1.0)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        if len(input_shape) != 3:
+        if len(one_input(self, input_shape)) != 3:
             raise ShapeError(
                 f"got samples of shape {input_shape}, wants images (height, width, channels); "
                 "reshape the data, or put a Reshape(...) before",
@@ -82,7 +82,7 @@ class RandomShift(Layer):
         self.largest = limits if self._for_each else limits[0]
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        axes = len(input_shape) - 1
+        axes = len(one_input(self, input_shape)) - 1
         limits = self._limits(axes)
         if axes < 1 or len(limits) != axes:
             wanted = "(*spatial, channels)" if axes < 1 else f"with {len(limits)} spatial axes and channels"

@@ -26,6 +26,9 @@ class BatchNorm(_Normalization):
     moves the running mean alone. An empty batch moves nothing. A mask of time steps is not looked at: padded steps
     count as the others do.
 
+    `Network.freeze` keeps weight, bias and running statistics as they are, but a training step still normalises with
+    the statistics of its batch; frozen=True is what takes the running ones there.
+
     A simple activation behind it (ReLU, say) runs in the same op.
 
     Args:

@@ -10,15 +10,9 @@ from xpnn.dispatch import Array, Vjp
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import INITIALIZERS, Initializer
 from xpnn.layers.layer import Backward, Layer, Parameter, Run, Shape, Tree
-from xpnn.layers.windows import padding_setting, pairs_per_axis, per_axis, resolve_padding
+from xpnn.layers.windows import Padding, Setting, as_tuples, padding_setting, per_axis, resolve_padding, split_shape
 from xpnn.ops.convolution import transposed_output_size
-from xpnn.ops.windows import Pairs, output_size
-
-Setting = int | tuple[int, ...]
-"""One integer for all spatial axes, or one for each."""
-
-Padding = str | int | tuple[Any, ...]
-"""A name, one integer for all sides, or one integer or pair (before, after) for each spatial axis."""
+from xpnn.ops.windows import Ints, Pairs, output_size, span
 
 
 class KernelLayer(Layer):
@@ -40,39 +34,21 @@ class KernelLayer(Layer):
         weight_initializer: Initializer | str,
         bias_initializer: Initializer | str,
     ) -> None:
-        self.kernel_size = _hashable(kernel_size)
-        self.stride = _hashable(stride)
-        self.dilation = _hashable(dilation)
+        self.kernel_size = as_tuples(kernel_size)
+        self.stride = as_tuples(stride)
+        self.dilation = as_tuples(dilation)
         self.bias = bool(bias)
         self.weight_initializer = weight_initializer
         self.bias_initializer = bias_initializer
-        self._kernel = per_axis("kernel_size", kernel_size, self.axes)
-        self._stride = per_axis("stride", stride, self.axes)
-        self._dilation = per_axis("dilation", dilation, self.axes)
+        name = type(self).__name__
+        self._kernel = per_axis(f"{name}: kernel_size", kernel_size, self.axes)
+        self._stride = per_axis(f"{name}: stride", stride, self.axes)
+        self._dilation = per_axis(f"{name}: dilation", dilation, self.axes)
         self._weight: Initializer = by_name("weight_initializer", weight_initializer, INITIALIZERS, Initializer)
         self._bias: Initializer = by_name("bias_initializer", bias_initializer, INITIALIZERS, Initializer)
 
     def _bias_parameter(self, channels: int) -> Tree:
         return {"bias": Parameter((channels,), self._bias)} if self.bias else {}
-
-    def split_shape(self, input_shape: Shape) -> tuple[Shape, int]:
-        """The spatial lengths and the number of channels of a sample.
-
-        Raises ShapeError if a sample does not have `axes` spatial axes and one of channels.
-        """
-        if len(input_shape) != self.axes + 1:
-            wanted = {1: "(time, channels)", 2: "(height, width, channels)", 3: "(depth, height, width, channels)"}
-            raise ShapeError(
-                f"got samples of shape {input_shape}, wants {wanted[self.axes]}, channels last; reshape them or use "
-                "the layer for their number of axes",
-                self,
-            )
-        return input_shape[:-1], input_shape[-1]
-
-
-def _hashable(value: Any) -> Any:
-    """Lists as tuples, so that settings that mean the same are equal (a model file gives tuples back)."""
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def kernel_backward(vjp: Vjp) -> Backward:
@@ -92,9 +68,9 @@ class SlidingLayer(KernelLayer):
 
     def __init__(self, *, padding: Padding, **settings: Any) -> None:
         super().__init__(**settings)
-        names = ("valid", "same", "causal") if self.axes == 1 else ("valid", "same")
-        self.padding = _hashable(padding)
-        self._padding = padding_setting(padding, self.axes, names)
+        keywords = ("valid", "same", "causal") if self.axes == 1 else ("valid", "same")
+        self.padding = as_tuples(padding)
+        self._padding = padding_setting(f"{type(self).__name__}: padding", padding, self.axes, keywords)
 
     def pairs(self, spatial: Shape) -> Pairs:
         """The padding for inputs of these spatial lengths, as pairs."""
@@ -148,11 +124,11 @@ class Convolution(SlidingLayer):
             weight_initializer=weight_initializer,
             bias_initializer=bias_initializer,
         )
-        self.channels, self.groups = check_channels(channels, groups)
+        self.channels, self.groups = check_channels(self, channels, groups)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        spatial, inputs = self.split_shape(input_shape)
-        check_groups(self, inputs, self.groups)
+        spatial, inputs = split_shape(self, input_shape, self.axes)
+        check_groups(self, input_shape, self.groups)
         shape = (*self._kernel, inputs // self.groups, self.channels)
         weight = {"weight": Parameter(shape, self._weight)}
         return (*self.places(spatial), self.channels), {**weight, **self._bias_parameter(self.channels)}
@@ -172,6 +148,8 @@ class Conv2D(Convolution):
     + bias[o], with x padded by zeros (LeCun et al., "Gradient-based learning applied to document recognition",
     Proceedings of the IEEE 86, 1998). An output axis has floor((length + padding - span) / stride) + 1 places, with
     span = dilation (kernel - 1) + 1. A simple activation behind the layer runs within the same op.
+
+    The input's channels are counted when the layer is built: PyTorch's Conv2d(1, 6, 5) is Conv2D(6, 5).
 
     Args:
         channels: how many the output has.
@@ -224,7 +202,7 @@ class TransposedConvolution(KernelLayer):
         channels: int,
         kernel_size: Setting,
         stride: Setting = 1,
-        padding: int | tuple[Any, ...] = 0,
+        padding: Padding = 0,
         output_padding: Setting = 0,
         dilation: Setting = 1,
         groups: int = 1,
@@ -233,24 +211,40 @@ class TransposedConvolution(KernelLayer):
         bias_initializer: Initializer | str = "zeros",
     ) -> None:
         super().__init__(kernel_size, stride, dilation, bias, weight_initializer, bias_initializer)
-        self.channels, self.groups = check_channels(channels, groups)
-        self.padding = _hashable(padding)
-        self.output_padding = _hashable(output_padding)
-        self._padding = pairs_per_axis("padding", padding, self.axes)
-        self._output_padding = per_axis("output_padding", output_padding, self.axes, minimum=0)
+        self.channels, self.groups = check_channels(self, channels, groups)
+        self.padding = as_tuples(padding)
+        self.output_padding = as_tuples(output_padding)
+        name = type(self).__name__
+        self._padding = padding_setting(f"{name}: padding", padding, self.axes)
+        self._output_padding = per_axis(f"{name}: output_padding", output_padding, self.axes, minimum=0)
+        if padding == "same" and any(self._output_padding):
+            raise ConfigError(
+                f"{name}: output_padding={output_padding!r} makes no sense with padding='same', which gives the output "
+                "length * stride; leave it out, or give the padding as integers"
+            )
         for extra, step, distance in zip(self._output_padding, self._stride, self._dilation, strict=True):
             if extra >= max(step, distance):
                 raise ConfigError(
-                    f"output_padding={output_padding!r} makes no sense with stride={stride!r} and "
+                    f"{name}: output_padding={output_padding!r} makes no sense with stride={stride!r} and "
                     f"dilation={dilation!r}; give less than one of them along each axis"
                 )
 
+    def margins(self, spatial: Shape) -> tuple[Pairs, Ints]:
+        """(what is cut off the output, what is added behind its end first), for inputs of these spatial lengths."""
+        lengths = tuple(length * step for length, step in zip(spatial, self._stride, strict=True))
+        cut = resolve_padding(self._padding, lengths, self._kernel, self._stride, self._dilation)
+        if self._padding != "same":
+            return cut, self._output_padding
+        reach = map(span, self._kernel, self._dilation)
+        return cut, tuple(max(step - window, 0) for step, window in zip(self._stride, reach, strict=True))
+
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        spatial, inputs = self.split_shape(input_shape)
-        check_groups(self, inputs, self.groups)
+        spatial, inputs = split_shape(self, input_shape, self.axes)
+        check_groups(self, input_shape, self.groups)
+        padding, output_padding = self.margins(spatial)
         try:
             lengths = transposed_output_size(
-                spatial, self._kernel, self._stride, self._padding, self._output_padding, self._dilation
+                spatial, self._kernel, self._stride, padding, output_padding, self._dilation
             )
         except ShapeError as error:
             raise ShapeError(error.message, self) from None
@@ -260,13 +254,14 @@ class TransposedConvolution(KernelLayer):
 
     def forward(self, x: Array, parameters: Tree, run: Run, activation: str | None = None) -> tuple[Array, Backward]:
         """As of any layer; with `activation`, that of the next layer is applied in the same op."""
+        padding, output_padding = self.margins(tuple(x.shape[1:-1]))
         y, vjp = ops.conv_transpose(
             x,
             parameters["weight"],
             parameters.get("bias"),
             stride=self._stride,
-            padding=self._padding,
-            output_padding=self._output_padding,
+            padding=padding,
+            output_padding=output_padding,
             dilation=self._dilation,
             groups=self.groups,
             activation=activation,
@@ -290,7 +285,8 @@ class ConvTranspose2D(TransposedConvolution):
             and dilation.
         stride: distance between the windows in the output.
         padding: what is cut off the output: an integer for all sides, a tuple with one for each axis, or one with a
-            pair (before, after) for each axis.
+            pair (before, after) for each axis; "valid" for nothing; "same" for an output of length * stride, cut or
+            lengthened as in the derivative of a `Conv2D` with padding="same".
         output_padding: added to the output behind its end, before the cut; smaller than the stride or the dilation.
         dilation: distance between the positions of the window.
         groups: the input's channels and the output's are split into as many groups, each of which sees its own part
@@ -319,15 +315,23 @@ class ConvTranspose1D(TransposedConvolution):
     axes: ClassVar[int] = 1
 
 
-def check_channels(channels: Any, groups: Any) -> tuple[int, int]:
+def check_channels(layer: Layer, channels: Any, groups: Any) -> tuple[int, int]:
     """Both as integers. Raises ConfigError unless both are positive integers and `groups` divides `channels`."""
-    channels, groups = check_integer("channels", channels), check_integer("groups", groups)
+    name = type(layer).__name__
+    channels, groups = check_integer(f"{name}: channels", channels), check_integer(f"{name}: groups", groups)
     if channels % groups:
-        raise ConfigError(f"groups={groups} does not divide channels={channels}; give a divisor")
+        raise ConfigError(f"{name}: groups={groups} does not divide channels={channels}; give a divisor")
     return channels, groups
 
 
-def check_groups(layer: Layer, inputs: int, groups: int) -> None:
-    """Raise ShapeError unless the input has channels and `groups` divides their number."""
-    if inputs < 1 or inputs % groups:
-        raise ShapeError(f"got samples of {inputs} channels, which groups={groups} does not divide", layer)
+def check_groups(layer: Layer, input_shape: Shape, groups: int = 1) -> None:
+    """Raise ShapeError unless samples have channels and `groups` divides their number."""
+    inputs = input_shape[-1]
+    if inputs < 1:
+        raise ShapeError(f"got samples of shape {input_shape}, wants at least one channel in the last axis", layer)
+    if inputs % groups:
+        raise ShapeError(
+            f"got samples of shape {input_shape}: {inputs} channels in the last axis, which groups={groups} does not "
+            "divide; change groups= or the number of channels",
+            layer,
+        )

@@ -7,7 +7,7 @@ from xpnn.config import by_name, check_integer
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import INITIALIZERS, Initializer
-from xpnn.layers.layer import Backward, Layer, Parameter, Run, Shape, Tree
+from xpnn.layers.layer import Backward, Layer, Parameter, Run, Shape, Tree, one_input
 
 
 class Dense(Layer):
@@ -51,7 +51,7 @@ class Dense(Layer):
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
         units = self.sizes[-1]
-        if not input_shape:
+        if not one_input(self, input_shape):
             raise ShapeError("got samples that are single numbers; reshape the input to (batch, 1)", self)
         features = input_shape[-1]
         if len(self.sizes) == 2 and features != self.sizes[0]:

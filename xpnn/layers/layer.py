@@ -31,8 +31,9 @@ class Buffer(NamedTuple):
     """An array that a layer keeps and that is not trained: a running mean, say.
 
     A training step changes it by what the layer's backward function returns under its name, among the gradients: what
-    is to be added to it. So changes travel as gradients do, and those of a layer that is used twice add up. A name that
-    is missing there leaves the buffer as it is.
+    is to be added to it. So changes travel as gradients do. Of a layer that is used several times, the mean of its
+    changes is added: a running mean that each of them moves towards its own batch cannot overshoot. A name that is
+    missing there leaves the buffer as it is.
     """
 
     shape: Shape
@@ -172,6 +173,15 @@ def checked_build(layer: Layer, input_shape: Shape) -> tuple[Shape, Tree]:
         else:
             raise ConfigError(f"{layer!r}: build gave {item!r} as its parameter {name!r}; give an xpnn.Parameter")
     return _checked_shape(layer, "an output sample", shape), tree
+
+
+def one_input(layer: Layer, input_shape: Shape) -> Shape:
+    """`input_shape` if it is that of one array. Raises ShapeError if it stands for several inputs."""
+    if any(isinstance(part, tuple) for part in input_shape):
+        raise ShapeError(
+            f"got several inputs, of shapes {input_shape}, wants one; see xpnn.Each for a layer for each", layer
+        )
+    return input_shape
 
 
 def as_input_shape(given: Any) -> Any:

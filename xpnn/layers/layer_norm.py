@@ -7,7 +7,7 @@ from xpnn.config import check_integer
 from xpnn.dispatch import Array
 from xpnn.errors import ShapeError
 from xpnn.initializers import Initializer
-from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
+from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, one_input
 from xpnn.layers.normalization import _Normalization, present
 
 
@@ -100,7 +100,7 @@ class RMSNorm(_Normalization):
 
 def _normalized_shape(layer: Layer, axes: int, input_shape: Shape) -> Shape:
     """The last `axes` lengths of a sample's shape."""
-    if axes > len(input_shape):
+    if axes > len(one_input(layer, input_shape)):
         raise ShapeError(
             f"got samples of shape {input_shape}, wants at least {axes} axes to normalise over; give a smaller axes=, "
             "or reshape the input",

@@ -8,7 +8,7 @@ from xpnn import ops
 from xpnn.config import check_integer, check_number
 from xpnn.dispatch import Array
 from xpnn.errors import ShapeError
-from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
+from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, one_input
 
 
 class LocalResponseNorm(Layer):
@@ -35,7 +35,7 @@ class LocalResponseNorm(Layer):
         self.k = check_number("k", k, "a positive number", lambda number: 0.0 < number < math.inf)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        if not input_shape or input_shape[-1] == 0:
+        if not one_input(self, input_shape) or input_shape[-1] == 0:
             raise ShapeError(
                 f"got samples of shape {input_shape}, wants (..., channels) with at least one channel", self
             )

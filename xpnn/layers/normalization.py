@@ -7,7 +7,7 @@ import math
 from xpnn.config import by_name, check_number
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.initializers import INITIALIZERS, Initializer
-from xpnn.layers.layer import Layer, Parameter, Shape, Tree
+from xpnn.layers.layer import Layer, Parameter, Shape, Tree, one_input
 
 
 class _Normalization(Layer):
@@ -39,8 +39,8 @@ class _Normalization(Layer):
         return parameters
 
     def _channels(self, input_shape: Shape) -> int:
-        """The length of the last axis. Raises ShapeError if samples have none."""
-        if not input_shape:
+        """The length of the last axis. Raises ShapeError if samples have none, or there are several inputs."""
+        if not one_input(self, input_shape):
             raise ShapeError("got samples that are single numbers; reshape the input to (batch, 1)", self)
         return input_shape[-1]
 

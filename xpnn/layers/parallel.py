@@ -10,7 +10,7 @@ from xpnn.dispatch import Array, Vjp
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.kinds import Kind, Limit, beside
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
-from xpnn.layers.residual import smallest_limit, sum_gradients
+from xpnn.layers.residual import first_mask, smallest_limit, sum_gradients
 from xpnn.layers.sequential import as_sequence
 
 COMBINATIONS = ("add", "concatenate")
@@ -22,6 +22,9 @@ class Parallel(Layer):
 
     The parameters of the first branch are named "branches.0.weight" and so on. `Sequential()` is a branch that passes
     its input on.
+
+    All branches start with the same mask of time steps (`run.mask`). Behind them there is the first one that a branch
+    leaves.
 
     Args:
         branches: layers, at least one, or one list of them; a list among them stands for a Sequential.
@@ -83,10 +86,15 @@ class Parallel(Layer):
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
         outputs: list[Array] = []
         backwards: list[tuple[str, Backward]] = []
+        mask = run.mask
+        masks: list[Array | None] = []
         for name, branch in self.children.items():
+            run.mask = mask
             output, backward_of_branch = branch.forward(x, parameters[name], run)
+            masks.append(run.mask)
             outputs.append(output)
             backwards.append((name, backward_of_branch))
+        run.mask = first_mask(masks)
         y, vjp = combine_outputs(outputs, self.combine, self.axis)
 
         def backward(dy: Array) -> tuple[Any, Tree]:
@@ -111,6 +119,8 @@ def combined_shape(layer: Any, shapes: list[Shape]) -> Shape:
     """
     listed = f"its branches make samples of shapes {', '.join(map(str, shapes))}"
     first = shapes[0]
+    if any(shape and isinstance(shape[0], tuple) for shape in shapes):
+        raise ShapeError(f"{listed}; one of them gives several arrays, and only single ones can be combined", layer)
     if layer.combine == "add":
         if len(set(shapes)) > 1:
             raise ShapeError(f"{listed}; a sum needs one shape", layer)

@@ -8,14 +8,8 @@ from xpnn import ops
 from xpnn.dispatch import Array, Vjp
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
-from xpnn.layers.windows import as_tuples, padding_setting, per_axis, resolve_padding, split_shape
+from xpnn.layers.windows import Padding, Setting, as_tuples, padding_setting, per_axis, resolve_padding, split_shape
 from xpnn.ops.windows import Pairs, output_size
-
-Setting = int | tuple[int, ...]
-"""One integer for all spatial axes, or one for each."""
-
-Padding = str | int | tuple[Any, ...]
-"""A name, one integer for all sides, or one integer or pair (before, after) for each spatial axis."""
 
 
 class _WindowPool(Layer):
@@ -34,7 +28,7 @@ class _WindowPool(Layer):
         name = type(self).__name__
         self._window = per_axis(f"{name}: window", window, self.axes)
         self._stride = self._window if stride is None else per_axis(f"{name}: stride", stride, self.axes)
-        self._padding = padding_setting(padding, self.axes)
+        self._padding = padding_setting(f"{name}: padding", padding, self.axes)
         if isinstance(self._padding, tuple):
             for pair, length in zip(self._padding, self._window, strict=True):
                 if 2 * max(pair) > length:

@@ -8,10 +8,7 @@ from xpnn import ops
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
-from xpnn.layers.windows import as_tuples, pairs_per_axis, per_axis, split_shape
-
-Setting = int | tuple[int, ...]
-"""One integer for all spatial axes, or one for each."""
+from xpnn.layers.windows import Setting, as_tuples, pairs_per_axis, per_axis, split_shape
 
 Pairs = int | tuple[Any, ...]
 """One integer for all sides, or one integer or pair (before, after) for each spatial axis."""

@@ -15,7 +15,8 @@ from xpnn.layers.sequential import Sequential, as_sequence
 class Residual(Layer):
     """y = x + f(x), with f = `layers` one after the other (He, Zhang, Ren and Sun, CVPR 2016).
 
-    f must give samples of the shape that it gets. Where it does not, a `shortcut` can: y = s(x) + f(x).
+    f must give samples of the shape that it gets. Where it does not, a `shortcut` can: y = s(x) + f(x). Both start with
+    the same mask of time steps; behind the sum there is the one that f leaves or, where it leaves none, s.
     The parameters are named as in a Sequential ("0.weight"), those of the shortcut "shortcut.weight".
 
     Args:
@@ -58,7 +59,8 @@ class Residual(Layer):
             if shape != input_shape:
                 raise ShapeError(
                     f"got samples of shape {input_shape}, and its layers make samples of shape {shape} of them; "
-                    "x + f(x) needs one shape: change the last layer, or give shortcut=Dense(...)",
+                    "x + f(x) needs one shape: change the last layer, or give a shortcut that makes "
+                    f"samples of shape {shape}, such as Dense(units) or Conv2D(channels, 1, stride)",
                     self,
                 )
             return shape, tree
@@ -72,11 +74,14 @@ class Residual(Layer):
         return shape, tree
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
+        mask = run.mask
         inside, body_backward = self._body.forward(x, parameters, run)
+        body_mask, run.mask = run.mask, mask
         if self.shortcut is None:
             beside, shortcut_backward = x, None
         else:
             beside, shortcut_backward = self.shortcut.forward(x, parameters["shortcut"], run)
+        run.mask = first_mask([body_mask, run.mask])
         y, add_vjp = ops.add(beside, inside)
 
         def backward(dy: Array) -> tuple[Any, Tree]:
@@ -95,6 +100,11 @@ def sum_gradients(gradients: tuple[Any, ...]) -> Any:
     if len(present) < 2:
         return present[0] if present else None
     return ops.add(*present)[0]
+
+
+def first_mask(masks: list[Array | None]) -> Array | None:
+    """The first mask among what several users of one array leave; None if none of them leaves one."""
+    return next((mask for mask in masks if mask is not None), None)
 
 
 def smallest_limit(*layers: Layer | None) -> Limit:

@@ -8,8 +8,9 @@ from xpnn import ops
 from xpnn.config import check_integer
 from xpnn.dispatch import Array
 from xpnn.initializers import Initializer
-from xpnn.layers.convolution import Padding, Setting, SlidingLayer, check_groups, kernel_backward
+from xpnn.layers.convolution import SlidingLayer, check_groups, kernel_backward
 from xpnn.layers.layer import Backward, Parameter, Run, Shape, Tree
+from xpnn.layers.windows import Padding, Setting, split_shape
 
 
 class DepthwiseConvolution(SlidingLayer):
@@ -35,11 +36,11 @@ class DepthwiseConvolution(SlidingLayer):
             weight_initializer=weight_initializer,
             bias_initializer=bias_initializer,
         )
-        self.multiplier = check_integer("multiplier", multiplier)
+        self.multiplier = check_integer(f"{type(self).__name__}: multiplier", multiplier)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        spatial, inputs = self.split_shape(input_shape)
-        check_groups(self, inputs, inputs)
+        spatial, inputs = split_shape(self, input_shape, self.axes)
+        check_groups(self, input_shape)
         channels = inputs * self.multiplier
         weight = {"weight": Parameter((*self._kernel, 1, channels), self._weight)}
         return (*self.places(spatial), channels), {**weight, **self._bias_parameter(channels)}
@@ -111,12 +112,12 @@ class SeparableConvolution(SlidingLayer):
             weight_initializer=weight_initializer,
             bias_initializer=bias_initializer,
         )
-        self.channels = check_integer("channels", channels)
-        self.multiplier = check_integer("multiplier", multiplier)
+        self.channels = check_integer(f"{type(self).__name__}: channels", channels)
+        self.multiplier = check_integer(f"{type(self).__name__}: multiplier", multiplier)
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        spatial, inputs = self.split_shape(input_shape)
-        check_groups(self, inputs, inputs)
+        spatial, inputs = split_shape(self, input_shape, self.axes)
+        check_groups(self, input_shape)
         between = inputs * self.multiplier
         weights = {
             "depthwise_weight": Parameter((*self._kernel, 1, between), self._weight),

@@ -9,7 +9,7 @@ from xpnn import ops
 from xpnn.config import check_integer
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, ShapeError
-from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
+from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, one_input
 
 
 class Flatten(Layer):
@@ -19,7 +19,7 @@ class Flatten(Layer):
     output_kind: ClassVar[str] = "same"
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        return (math.prod(input_shape),), {}
+        return (math.prod(one_input(self, input_shape)),), {}
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
         y, vjp = ops.flatten(x)
@@ -48,7 +48,7 @@ class Reshape(Layer):
             raise ConfigError(f"Reshape{self.shape} is not understood; only one length may be -1")
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
-        return self._resolve(input_shape), {}
+        return self._resolve(one_input(self, input_shape)), {}
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
         y, vjp = ops.reshape(x, self._resolve(tuple(x.shape[1:])))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from xpnn.config import check_integer
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.layer import Layer, Shape
 from xpnn.ops.windows import Ints, Pairs, same_padding
+
+Setting = int | tuple[int, ...]
+"""One integer for all spatial axes, or one for each."""
+
+Padding = str | int | tuple[Any, ...]
+"""A name, one integer for all sides, or one integer or pair (before, after) for each spatial axis."""
 
 _SAMPLES = {1: "(time, channels)", 2: "(height, width, channels)", 3: "(depth, height, width, channels)"}
 
@@ -29,8 +36,10 @@ def split_shape(layer: Layer, input_shape: Shape, axes: int) -> tuple[Shape, int
 
 
 def as_tuples(setting: Any) -> Any:
-    """Lists as tuples, so that settings that mean the same are equal (a model file gives tuples back)."""
-    return tuple(map(as_tuples, setting)) if isinstance(setting, (list, tuple)) else setting
+    """Lists as tuples, and NumPy's integers as Python's: so settings that mean the same are equal, and can be saved."""
+    if isinstance(setting, (list, tuple)):
+        return tuple(map(as_tuples, setting))
+    return int(setting) if isinstance(setting, Integral) else setting
 
 
 def per_axis(name: str, value: Any, axes: int, minimum: int = 1) -> Ints:
@@ -75,18 +84,18 @@ def pairs_per_axis(name: str, value: Any, axes: int) -> Pairs:
     return tuple(pairs)
 
 
-def padding_setting(value: Any, axes: int, names: tuple[str, ...] = ("valid", "same")) -> str | Pairs:
-    """The setting `padding` of a layer with windows: one of `names`, or pairs (before, after).
+def padding_setting(name: str, value: Any, axes: int, keywords: tuple[str, ...] = ("valid", "same")) -> str | Pairs:
+    """The padding of a layer with windows: one of `keywords`, or pairs (before, after).
 
     Raises:
-        ConfigError: it is another name, or nothing that `pairs_per_axis` understands.
+        ConfigError: the setting `name` is another string, or nothing that `pairs_per_axis` understands.
     """
     if isinstance(value, str):
-        if value not in names:
-            known = ", ".join(map(repr, names))
-            raise ConfigError(f"padding={value!r} is unknown; give {known}, an integer, or pairs (before, after)")
+        if value not in keywords:
+            known = ", ".join(map(repr, keywords))
+            raise ConfigError(f"{name}={value!r} is unknown; give {known}, an integer, or pairs (before, after)")
         return value
-    return pairs_per_axis("padding", value, axes)
+    return pairs_per_axis(name, value, axes)
 
 
 def resolve_padding(

@@ -16,12 +16,12 @@ from typing import Any
 from xpnn.dispatch import Array, Vjp, device, namespace, op
 from xpnn.errors import ShapeError
 from xpnn.ops.sweep import (
-    BLOCK,
     Sweep,
     add_taps,
     counts_along,
     part,
     starts_along,
+    sum_along,
     sum_of,
     sweeps_of,
     taps_along,
@@ -268,7 +268,7 @@ def global_average_pool(x: Array, mask: Array | None = None) -> tuple[Array, Vjp
     if counting is not None:
         rows = xp.where(counting, rows, 0.0)
         count = xp.maximum(xp.sum(xp.astype(counting, x.dtype), axis=1), 1.0)
-    y = _sum_along(rows * scale, 1) / (count * scale)
+    y = sum_along(rows * scale, 1) / (count * scale)
 
     def vjp(dy: Array) -> tuple[Array, None]:
         dx = xp.broadcast_to(xp.expand_dims(dy / count, axis=1), rows.shape)
@@ -329,19 +329,4 @@ def _mean_along(x: Array, axis: int) -> Array:
     xp = namespace(x)
     count = x.shape[axis]
     scale = _safe_scale(count)
-    return xp.expand_dims(_sum_along(x * scale, axis), axis=axis) / (count * scale)
-
-
-def _sum_along(x: Array, axis: int) -> Array:
-    """The sum along an axis, in blocks: a plain sum rounds after each of its terms, and may lose 1e-3 in float32."""
-    xp = namespace(x)
-    length = x.shape[axis]
-    if length <= BLOCK:
-        return xp.sum(x, axis=axis)
-    blocks = length // BLOCK
-    shape = (*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :])
-    sums = xp.sum(xp.reshape(part(x, axis, 0, blocks * BLOCK), shape), axis=axis + 1)
-    if length % BLOCK:
-        rest = xp.sum(part(x, axis, blocks * BLOCK, length), axis=axis, keepdims=True)
-        sums = xp.concat([sums, rest], axis=axis)
-    return _sum_along(sums, axis)
+    return xp.expand_dims(sum_along(x * scale, axis), axis=axis) / (count * scale)

@@ -7,10 +7,12 @@ E[x^2] - E[x]^2 would lose all its digits where the mean is large beside the dev
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from xpnn.dispatch import Array, namespace
 from xpnn.errors import ShapeError
+from xpnn.ops.sweep import sum_along
 
 _LARGE = 1e12
 """Where a group holds a number above this, it is divided by its largest one first: no square and no sum overflows."""
@@ -50,14 +52,29 @@ def standardize(x: Array, axes: tuple[int, ...], epsilon: float, centre: bool = 
     values = x / scale
     mean = None
     if centre:
-        mean = xp.mean(values, axis=axes, keepdims=True)
+        mean = _mean(values, axes)
         values = values - mean
         mean = mean * scale
-    variance = xp.mean(values * values, axis=axes, keepdims=True)
+    variance = _mean(values * values, axes)
     # In units of the scale epsilon may be too small for the dtype; a positive number keeps 0 / 0 away.
     smallest = float(xp.finfo(x.dtype).smallest_normal)
     deviation = xp.sqrt(variance + xp.maximum(epsilon / scale / scale, smallest))
     return Standardized(values / deviation, deviation * scale, mean, variance * scale * scale)
+
+
+def _mean(x: Array, axes: tuple[int, ...]) -> Array:
+    """The mean over some of the axes, which stay with length 1.
+
+    Of neighbours in memory (the last axis), libraries add in pairs. Along other axes they may add one after the other,
+    and with 1e5 places lose digits that a small deviation around a large mean needs: there, sums are taken in blocks.
+    """
+    xp = namespace(x)
+    count = math.prod(x.shape[axis] for axis in axes)
+    shape = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
+    total = x
+    for axis in sorted(axes, reverse=True):
+        total = xp.sum(total, axis=axis) if axis == total.ndim - 1 else sum_along(total, axis)
+    return xp.reshape(total, shape) / count
 
 
 def standardize_gradient(dvalues: Array, standardized: Standardized, axes: tuple[int, ...]) -> Array:

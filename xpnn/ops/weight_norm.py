@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from xpnn.dispatch import Array, Vjp, namespace, op
 from xpnn.errors import ShapeError
 
@@ -15,8 +13,8 @@ def weight_norm(direction: Array, magnitude: Array, *, axis: int = -1) -> tuple[
     Derivatives, with u = v / |v| and sums over all axes but `axis`: dg = sum of dw u; dv = g (dw - u dg) / |v|.
     Source: Salimans and Kingma, "Weight normalization", NeurIPS 2016, section 2.
 
-    A slice of zeros has no direction: its w is 0, and it is treated as if its length were 1. The largest number of a
-    slice is divided out before squaring, so that no finite v overflows.
+    A slice of zeros has no direction: its w is 0, and it is treated as if its length were 1. |v| is kept as the largest
+    number of the slice times the length of what is left when it is divided out, so that no finite v overflows.
 
     Args:
         direction: v, any shape.
@@ -41,25 +39,20 @@ def weight_norm(direction: Array, magnitude: Array, *, axis: int = -1) -> tuple[
     kept = axis % direction.ndim
     others = tuple(each for each in range(direction.ndim) if each != kept)
     along_axis = tuple(channels if each == kept else 1 for each in range(direction.ndim))
-    length = _length(xp, direction, others)
-    unit = direction / length
+    largest = xp.abs(direction)
+    if others and 0 not in direction.shape:
+        largest = xp.max(largest, axis=others, keepdims=True)
+    largest = xp.where(largest == 0, 1.0, largest)
+    scaled = direction / largest
+    length = xp.abs(scaled) if not others else xp.sqrt(xp.sum(scaled * scaled, axis=others, keepdims=True))
+    length = xp.where(length == 0, 1.0, length)
+    unit = scaled / length
     factor = xp.reshape(magnitude, along_axis)
 
     def vjp(dw: Array) -> tuple[Array, Array]:
         along = dw * unit
         if others:
             along = xp.sum(along, axis=others, keepdims=True)
-        return factor * (dw - unit * along) / length, xp.reshape(along, magnitude.shape)
+        return factor * (dw - unit * along) / length / largest, xp.reshape(along, magnitude.shape)
 
     return factor * unit, vjp
-
-
-def _length(xp: Any, direction: Array, axes: tuple[int, ...]) -> Array:
-    """The Euclidean length over `axes`, which stay with length 1; 1 where it would be 0."""
-    if not axes or 0 in direction.shape:
-        length = xp.abs(direction) if not axes else xp.sum(direction, axis=axes, keepdims=True)
-    else:
-        largest = xp.max(xp.abs(direction), axis=axes, keepdims=True)
-        scaled = direction / xp.where(largest > 0, largest, 1.0)
-        length = largest * xp.sqrt(xp.sum(scaled * scaled, axis=axes, keepdims=True))
-    return xp.where(length > 0, length, 1.0)
