@@ -109,6 +109,12 @@ class Op:
             bound = self.signature.bind(*arguments, **options)
         except TypeError as error:
             raise TypeError(f"ops.{self.name}{self.signature}: {error}") from None
+        # What is left out in front of an argument that was given by name takes its place as its default.
+        names = [name for name in self.signature.parameters if name not in self._keyword_only]
+        while names and names[-1] not in bound.arguments:
+            names.pop()
+        for name in names:
+            bound.arguments.setdefault(name, self.signature.parameters[name].default)
         if not bound.args:
             raise TypeError(f"ops.{self.name}{self.signature} was called without an array")
         return bound.args, bound.kwargs

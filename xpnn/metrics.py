@@ -74,6 +74,11 @@ class _ClassMetric(Metric):
             raise ConfigError(
                 f"metric {self.name!r} needs a network whose samples have outputs; they are single numbers"
             )
+        if not loss.compares_classes:
+            raise ConfigError(
+                f"metric {self.name!r} compares the largest output with a class, and loss {type(loss).__name__} has no "
+                "such targets; leave the metric out"
+            )
         resolved = copy.copy(self)
         resolved._binary = output_shape[-1] == 1 or loss.name == "hinge" or loss.name.startswith("binary")
         given = getattr(self, "threshold", None)

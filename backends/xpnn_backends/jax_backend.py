@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -15,7 +16,9 @@ import numpy as np
 from xpnn.backend import Backend
 from xpnn.dispatch import Body
 from xpnn.errors import BackendError
+from xpnn.ops.connectionist_temporal_classification import ctc_in_steps, in_steps
 from xpnn.ops.embedding import check_scatter
+from xpnn.ops.scan import one_step, product_of_hidden, weight_gradients, with_zeros
 from xpnn.random import mask_threshold
 from xpnn_backends import philox
 
@@ -64,6 +67,84 @@ def _normal_cdf(x: Any) -> tuple[Any, Any]:
     return jax.scipy.special.ndtr(x), vjp
 
 
+def _ctc(logits: Any, *others: Any, **options: Any) -> tuple[Any, Any]:
+    """The generic body; under jit, its steps are one loop of XLA, which compiles in a moment.
+
+    Outside, each call would compile it anew, for its steps are functions that are made in the call.
+    """
+    return ctc_in_steps(_in_steps if isinstance(logits, jax.core.Tracer) else in_steps, logits, *others, **options)
+
+
+def _in_steps(_: Any, step: Any, start: Any, given: Any, reverse: bool) -> Any:
+    return jax.lax.scan(step, start, given, reverse=reverse)
+
+
+def _scan(
+    products: Any,
+    weight_hidden: Any,
+    bias_hidden: Any,
+    mask: Any,
+    *states: Any,
+    step: Any,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """`xpnn.ops.scan` as one loop of XLA each way: unrolled, 64 steps would take minutes to compile."""
+    counts = None if mask is None else jax.numpy.expand_dims(mask.T, axis=-1)
+    outputs, last, hidden_products, before = _steps_forward(
+        products, weight_hidden, bias_hidden, counts, states, step, reverse
+    )
+
+    def vjp(cotangents: Any) -> tuple[Any, ...]:
+        doutputs, *dlast = cotangents
+        dstates = with_zeros(jax.numpy, dlast, states)
+        given = products, hidden_products, before, counts, doutputs
+        dproducts, dweight, dbias, dstates = _steps_backward(given, weight_hidden, bias_hidden, dstates, step, reverse)
+        return dproducts, dweight, dbias, None, *dstates
+
+    return (outputs, *last), vjp
+
+
+@functools.partial(jax.jit, static_argnames=("step", "reverse"))
+def _steps_forward(
+    products: Any, weight_hidden: Any, bias_hidden: Any, counts: Any, states: Any, step: Any, reverse: bool
+) -> tuple[Any, ...]:
+    """(outputs, last states, h U + c of each step, states before each step); all but outputs with time in front."""
+
+    def body(states: Any, given: Any) -> tuple[Any, Any]:
+        product, counts_here = given
+        hidden_product = product_of_hidden(jax.numpy, states[0], weight_hidden, bias_hidden)
+        output, new, _ = one_step(jax.numpy, step, product, hidden_product, states, counts_here, weight_hidden)
+        return new, (output, hidden_product, states)
+
+    last, (outputs, hidden_products, before) = jax.lax.scan(body, states, (products, counts), reverse=reverse)
+    return jax.numpy.permute_dims(outputs, (1, 0, 2)), last, hidden_products, before
+
+
+@functools.partial(jax.jit, static_argnames=("step", "reverse"))
+def _steps_backward(
+    given: Any, weight_hidden: Any, bias_hidden: Any, dstates: Any, step: Any, reverse: bool
+) -> tuple[Any, ...]:
+    """(dproducts, dweight_hidden, dbias_hidden, dstates).
+
+    What happened inside a step is computed again: a loop of XLA hands on arrays, no functions.
+    """
+    products, hidden_products, before, counts, doutputs = given
+    if doutputs is not None:
+        doutputs = jax.numpy.permute_dims(doutputs, (1, 0, 2))
+
+    def body(dstates: Any, given: Any) -> tuple[Any, Any]:
+        product, hidden_product, states, counts_here, doutput = given
+        _, _, derivative = one_step(jax.numpy, step, product, hidden_product, states, counts_here, weight_hidden)
+        dproduct, dhidden_product, dbefore = derivative(doutput, dstates)
+        return dbefore, (dproduct, dhidden_product)
+
+    arrays = products, hidden_products, before, counts, doutputs
+    dstates, (dproducts, dhidden_products) = jax.lax.scan(body, dstates, arrays, reverse=not reverse)
+    time, batch, units = before[0].shape
+    rows = jax.numpy.reshape(before[0], (time * batch, units))
+    return dproducts, *weight_gradients(jax.numpy, rows, dhidden_products, bias_hidden), dstates
+
+
 class JaxBackend(Backend):
     """JAX; the training step is compiled by `jax.jit`."""
 
@@ -71,9 +152,11 @@ class JaxBackend(Backend):
     array_packages = ("jax", "jaxlib")
     blocked = True
     overrides: ClassVar[Mapping[str, Body]] = {
+        "ctc": _ctc,
         "erf": _erf,
         "normal_cdf": _normal_cdf,
         "random_mask": _random_mask,
+        "scan": _scan,
         "scatter_add": _scatter_add,
     }
 

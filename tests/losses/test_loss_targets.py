@@ -107,7 +107,7 @@ def test_targets_are_not_modified(name):
     if name == "ctc":
         targets = np.asarray([[1.0, 2.0, 1.0], [2.0, -1.0, -1.0]])
     elif name == "triplet":
-        targets = np.asarray([3.0, 1.0])
+        targets = np.asarray([3.0, 1.0, 3.0])
     targets.flags.writeable = False
     before = targets.copy()
     LOSSES[name]().prepare(targets, (5, 3) if name == "ctc" else (3,), get_backend("numpy"), "float64")

@@ -89,6 +89,17 @@ def test_rows_without_a_triplet_lose_nothing():
     assert value == 0.0
 
 
+@pytest.mark.parametrize("mining", ["hard", "semihard"])
+def test_triplets_far_from_the_origin_are_chosen_as_near_it(mining):
+    """In float32, the squared lengths of such rows have no digits left for their distances."""
+    rows = (np.random.default_rng(4).integers(-64, 65, (12, 3)) / 128.0).astype(np.float32)
+    labels = np.arange(12) % 3
+    near, near_vjp = ops.triplet_mining(rows, labels, mining=mining)
+    far, far_vjp = ops.triplet_mining(rows + np.float32(8192.0), labels, mining=mining)
+    np.testing.assert_array_equal(far, near)
+    np.testing.assert_array_equal(far_vjp(1.0)[0], near_vjp(1.0)[0])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_info_nce_of_vectors_without_length_and_of_any_length(dtype):
     zeros = np.zeros((3, 2), dtype=dtype)
@@ -141,8 +152,11 @@ def test_targets_of_dice():
 
 
 def test_targets_of_triplets_and_pairs():
-    labels = xpnn.Triplet().prepare(np.array([[3.0], [-1.0]]), (4,), NUMPY, "float32")
-    np.testing.assert_array_equal(labels, [3, -1])
+    labels = xpnn.Triplet().prepare(np.array([[3.0], [-1.0], [3.0]]), (4,), NUMPY, "float32")
+    np.testing.assert_array_equal(labels, [3, -1, 3])
+    for lonely in ([3, 1, 2], [3, 3, 3], [3]):
+        with pytest.raises(DataError, match="of which no triplet can be made"):
+            xpnn.Triplet().prepare(np.array(lonely), (4,), NUMPY, "float32")
     with pytest.raises(ConfigError, match=r"loss Triplet wants one vector .* shape \(4, 5\)"):
         xpnn.Triplet().prepare(np.array([3, 1]), (4, 5), NUMPY, "float32")
     with pytest.raises(DataError, match=r"loss Triplet: y has shape .2, 2.; give one integer label"):
@@ -194,3 +208,18 @@ def test_masks_are_learned(backend, dtype, loss):
     network = xpnn.Network(*end, backend=backend, dtype=dtype, seed=2)
     losses = fit(network, x, y[..., 0] if loss == "focal" else y, loss)
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "top_2", "f1", "confusion_matrix"])
+@pytest.mark.parametrize(
+    ("loss", "inputs", "targets"),
+    [
+        ("ctc", np.ones((4, 2, 3)), np.array([[1, 2]] * 4)),  # as many labels as steps: the shapes would fit
+        ("triplet", np.ones((4, 3)), np.array([0, 0, 1, 1])),
+        ("info_nce", np.ones((4, 3)), np.ones((4, 4))),
+    ],
+)
+def test_metrics_of_classes_are_refused(loss, inputs, targets, metric):
+    network = xpnn.Network(xpnn.Dense(4))
+    with pytest.raises(ConfigError, match=f"metric '{metric}' compares .* has no such targets; leave the metric out"):
+        network.fit(inputs, targets, loss=loss, optimizer="sgd", metrics=[metric], verbose=0)

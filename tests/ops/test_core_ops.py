@@ -172,6 +172,17 @@ def test_reshape_refuses_another_number_of_elements(backend, dtype):
             ops.reshape(x, shape)
 
 
+def test_arguments_may_be_left_out_in_front_of_one_given_by_name():
+    rng = np.random.default_rng(0)
+    x, mask = rng.standard_normal((2, 3, 4)), np.array([[True, True, False], [True, False, False]])
+    weights = rng.standard_normal((4, 20)), rng.standard_normal((5, 20))
+    want, _ = ops.lstm(x, *weights, None, None, None, mask)
+    got, vjp = ops.lstm(x, *weights, mask=mask)
+    for value, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(value, other)
+    assert len(vjp(got)) == 7
+
+
 def test_an_op_without_arguments_says_what_it_wants():
     with pytest.raises(TypeError, match="called without an array"):
         ops.add()

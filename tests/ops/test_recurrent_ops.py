@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+import xpnn
 from xpnn import ops
 from xpnn.errors import ConfigError, ShapeError
+from xpnn.ops.rnn import tanh_step
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 STATES = {"rnn": 1, "lstm": 2, "gru": 1}
@@ -246,3 +248,44 @@ def test_steps_as_samples():
         ops.fold_time(x[0, 0])
     with pytest.raises(ShapeError, match="padding_mask: x has shape"):
         ops.padding_mask(x[0])
+
+
+@pytest.mark.parametrize(("op", "gates"), [(ops.rnn, 1), (ops.lstm, 4), (ops.gru, 3)])
+def test_a_mask_of_numbers_is_refused(op, gates):
+    x, mask = np.ones((2, 3, 4)), np.ones((2, 3))
+    with pytest.raises(ConfigError, match="the mask has dtype float64; give bools"):
+        op(x, np.ones((4, 5 * gates)), np.ones((5, 5 * gates)), mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.ones((2, 4)), np.ones((4, 4)), None, None, np.ones((2, 4))), r"products of shape \(2, 4\) and 1 states"),
+        ((np.ones((3, 2, 4)), np.ones((4, 4)), None, None), "and 0 states"),
+        ((np.ones((3, 2, 4)), np.ones((4, 5)), None, None, np.ones((2, 4))), r"weight_hidden .* must have \(4, 4\)"),
+        ((np.ones((3, 2, 4)), np.ones((4, 4)), np.ones(5), None, np.ones((2, 4))), r"bias_hidden .* must have \(4,\)"),
+        ((np.ones((3, 2, 4)), np.ones((4, 4)), None, np.ones((3, 2), bool), np.ones((2, 4))), r"mask .* \(2, 3\)"),
+        ((np.ones((3, 2, 4)), np.ones((4, 4)), None, None, np.ones((3, 4))), r"state 0 .* must have \(2, 4\)"),
+    ],
+)
+def test_a_scan_of_arrays_that_do_not_fit(arguments, message):
+    with pytest.raises(ShapeError, match=message):
+        ops.scan(*arguments, step=tanh_step)
+
+
+@pytest.mark.xpnn_rows(only=["jax"], dtypes="float64")
+@pytest.mark.parametrize("blank", [0, 3])
+def test_a_compiled_step_goes_through_the_same_ctc(backend, blank):
+    """Under jit, the steps of CTC are one loop; the generic body takes them one by one."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((4, 6, 3))
+    labels = np.array([[6, 1, 1, 2], [4, 2, -1, -1], [5, 2, 1, 2], [3, -1, -1, -1]])
+    weights = np.array([1.0, 2.0, 0.0, 0.5])
+    loss = xpnn.losses.CTC(blank=blank, input_lengths=True, reduction="batch_mean")
+    losses = {}
+    for spec in ("numpy", backend.spec):
+        network = xpnn.Network(xpnn.GRU(5, return_sequences=True), xpnn.Dense(4), backend=spec, dtype="float64")
+        options = {"epochs": 5, "batch_size": None, "sample_weight": weights, "verbose": 0}
+        history = network.fit(x, labels, loss=loss, optimizer=xpnn.SGD(0.1), **options)
+        losses[spec] = history["loss"]
+    np.testing.assert_allclose(losses[backend.spec], losses["numpy"], rtol=1e-12)

@@ -51,6 +51,11 @@ class _Recurrent(Layer):
         self.return_sequences = bool(return_sequences)
         self.return_state = bool(return_state)
         self.dropout = check_number("dropout", dropout, "a probability in [0, 1)", lambda x: 0.0 <= x < 1.0)
+        if self.dropout and self.layers == 1:
+            raise ConfigError(
+                f"{type(self).__name__}(dropout={dropout!r}) acts between layers, and there is one layer; give "
+                "layers=2, or put a Dropout layer in front or behind"
+            )
         self.bias = bool(bias)
         self.weight_initializer = weight_initializer
         self.hidden_initializer = hidden_initializer
@@ -230,7 +235,8 @@ class RNN(_Recurrent):
         return_sequences: True for the outputs of all steps, (batch, time, units); False for that of the last step that
             counts, (batch, units). The last step of a scan from the end is the first one of the sequence.
         return_state: True to return (output, last state).
-        dropout: the probability with which, in training, a number that goes from one layer to the next is set to 0.
+        dropout: the probability with which, in training, a number that goes from one layer to the next is set to 0;
+            it needs at least two layers.
         bias: False leaves b out.
         activation: f, "tanh" or "relu".
         weight_initializer: for W, (features, units); an object or a name.

@@ -36,6 +36,7 @@ class CTC(Loss):
 
     name = "ctc"
     expects = "logits"
+    compares_classes = False
     instead: ClassVar[Mapping[str, str]] = {
         "probabilities": "a network that ends in logits: remove the Softmax layer",
         "log_probabilities": "a network that ends in logits: remove the LogSoftmax layer",

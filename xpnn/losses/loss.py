@@ -22,11 +22,14 @@ class Loss(Configurable):
     Attributes:
         expects: what the network's output must be: "logits", "probabilities", "log_probabilities", or "any".
         instead: what to write where the output is of a kind that the loss cannot take: kind -> advice.
+        compares_classes: True if the largest output is a guess at a class that the targets hold. Where it is not,
+            metrics of classes, such as accuracy, are refused.
         averages: True if the loss of a data set is the mean over its samples, False if it is the sum.
     """
 
     expects: ClassVar[str] = "any"
     instead: ClassVar[Mapping[str, str]] = {}
+    compares_classes: ClassVar[bool] = True
     name: ClassVar[str]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from xpnn import ops
 from xpnn.backend import Backend
@@ -32,6 +33,7 @@ class Triplet(Loss):
     """
 
     name = "triplet"
+    compares_classes = False
 
     def __init__(
         self, margin: float = 1.0, mining: str = "hard", squared: bool = False, reduction: str = "mean"
@@ -53,7 +55,14 @@ class Triplet(Loss):
         labels = whole_numbers(name, targets, backend)
         if math.prod(targets.shape[1:]) != 1:
             raise DataError(f"loss {name}: y has shape {tuple(targets.shape)}; give one integer label for each sample")
-        return backend.xp.reshape(labels, (targets.shape[0],))
+        labels = backend.xp.reshape(labels, (targets.shape[0],))
+        counts = Counter(backend.to_host(labels).tolist())
+        if counts and (len(counts) < 2 or max(counts.values()) < 2):
+            raise DataError(
+                f"loss {name}: y holds {len(counts)} different labels for {targets.shape[0]} samples, of which no "
+                "triplet can be made; that takes two samples of one label and one of another"
+            )
+        return labels
 
     def __call__(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Vjp]:
         return ops.triplet_mining(
@@ -88,6 +97,7 @@ class InfoNCE(Loss):
     """
 
     name = "info_nce"
+    compares_classes = False
 
     def __init__(self, temperature: float = 0.1, symmetric: bool = True, reduction: str = "mean") -> None:
         self.temperature = check_number("temperature", temperature, "a finite number > 0", lambda x: 0.0 < x < math.inf)

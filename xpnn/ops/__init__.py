@@ -63,6 +63,7 @@ from xpnn.ops.resampling import upsample_bilinear, upsample_nearest
 from xpnn.ops.rmsprop import rmsprop, rmsprop_centered
 from xpnn.ops.rnn import rnn
 from xpnn.ops.rotary import rotary
+from xpnn.ops.scan import scan
 from xpnn.ops.sequences import fold_time, padding_mask, unfold_time
 from xpnn.ops.sgd import sgd, sgd_momentum
 from xpnn.ops.shapes import add, concatenate, flatten, reshape
@@ -169,6 +170,7 @@ __all__ = [
     "rmsprop_centered",
     "rnn",
     "rotary",
+    "scan",
     "scatter_add",
     "secant_products",
     "selu",

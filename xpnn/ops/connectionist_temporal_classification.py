@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpnn.dispatch import Array, Vjp, device, namespace, op
@@ -74,14 +75,56 @@ def ctc(
         ShapeError: the shapes do not fit together.
         ConfigError: the blank is no class, or the reduction is unknown.
     """
+    return ctc_in_steps(
+        in_steps,
+        logits,
+        targets,
+        weight,
+        input_lengths,
+        blank=blank,
+        reduction=reduction,
+        zero_infinity=zero_infinity,
+    )
+
+
+def in_steps(xp: Any, step: Callable[[Any, Any], tuple[Any, Any]], start: Any, given: Any, reverse: bool) -> Any:
+    """(what the last step left, what each step gave), step by step: (left, gave) = step(left by the one before, given).
+
+    Args:
+        xp: the namespace.
+        step: one step.
+        start: what the first step gets.
+        given: a tuple of arrays with time in front, or None; each step gets its part of them.
+        reverse: True to go from the last step to the first.
+    """
+    time = given[0].shape[0]
+    gave: list[Any] = [None] * time
+    left = start
+    for number in reversed(range(time)) if reverse else range(time):
+        left, gave[number] = step(left, tuple(None if array is None else array[number, ...] for array in given))
+    return left, xp.stack(gave, axis=0) if time else given[0]
+
+
+def ctc_in_steps(
+    loop: Callable[..., Any],
+    logits: Array,
+    targets: Array,
+    weight: Array | None = None,
+    input_lengths: Array | None = None,
+    *,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> tuple[Array, Vjp]:
+    """`ctc`, with a function that takes the steps as `in_steps` does: a backend may have a better one."""
     xp = namespace(logits)
     _check(logits, targets, input_lengths, blank)
     time = logits.shape[1]
     path = _path(xp, targets, blank)
     log_probabilities, _ = log_softmax(logits)
-    said = _log_probabilities_of_places(xp, log_probabilities, path)
-    counts = [None if input_lengths is None else xp.expand_dims(input_lengths > t, axis=1) for t in range(time)]
-    alphas, log_likelihood = _forward(xp, said, counts, path)
+    said = xp.permute_dims(_log_probabilities_of_places(xp, log_probabilities, path), (1, 0, 2))
+    counts = None if input_lengths is None else _counts(xp, input_lengths, time)
+    alphas, log_likelihood = _forward(xp, loop, said, counts, path)
     infinite = log_likelihood == -math.inf
     losses = -log_likelihood
     if zero_infinity:
@@ -95,7 +138,7 @@ def ctc(
     def vjp(dy: Any) -> tuple[Any, None, None, None]:
         if time == 0:
             return xp.zeros_like(logits), None, None, None
-        occupied = _occupancy(xp, alphas, said, counts, path)
+        occupied = xp.permute_dims(_occupancy(xp, loop, alphas, said, counts, path), (1, 0, 2))
         is_label = xp.expand_dims(path.labels, axis=-1) == xp.arange(
             logits.shape[-1], dtype=path.labels.dtype, device=device(logits)
         )
@@ -104,8 +147,8 @@ def ctc(
         dlogits = (xp.exp(log_probabilities) - expected) * scale
         instead = xp.zeros_like(dlogits) if zero_infinity else xp.full_like(dlogits, math.nan)
         dlogits = xp.where(xp.reshape(infinite, (logits.shape[0], 1, 1)), instead, dlogits)
-        if input_lengths is not None:
-            dlogits = xp.where(xp.stack(counts, axis=1), dlogits, xp.zeros_like(dlogits))
+        if counts is not None:
+            dlogits = xp.where(xp.permute_dims(counts, (1, 0, 2)), dlogits, xp.zeros_like(dlogits))
         return dlogits, None, None, None
 
     return value, vjp
@@ -146,30 +189,36 @@ def _nothing(xp: Any, like: Array) -> Array:
     return xp.full_like(like, -math.inf)
 
 
-def _forward(xp: Any, said: Array, counts: list[Any], path: Path) -> tuple[list[Array], Array]:
-    """(alpha of each step, log-likelihood of each sample).
+def _counts(xp: Any, input_lengths: Array, time: int) -> Array:
+    """Which steps of which samples count, (time, batch, 1)."""
+    steps = xp.arange(time, dtype=input_lengths.dtype, device=device(input_lengths))
+    return xp.expand_dims(xp.expand_dims(input_lengths, axis=0) > xp.expand_dims(steps, axis=1), axis=-1)
+
+
+def _forward(xp: Any, loop: Any, said: Array, counts: Array | None, path: Path) -> tuple[Array, Array]:
+    """(alpha of each step, (time, batch, places); log-likelihood of each sample).
 
     alpha_t(s) is the log-probability of what was said up to step t, if it leads to place s. The largest one is taken
     off in each step and added up beside: numbers near 0 keep more digits.
     """
-    batch, time, places = said.shape
+    _, batch, places = said.shape
     start = xp.concat([xp.ones_like(path.exists[:, :1]), xp.zeros_like(path.exists[:, 1:])], axis=1)
     zeros = xp.zeros((batch, places), dtype=said.dtype, device=device(said))
     nothing = _nothing(xp, zeros)
-    alpha = xp.where(start, zeros, nothing)
-    total = zeros[:, :1]
-    alphas = []
-    for step in range(time):
+
+    def step(left: Any, given: Any) -> tuple[Any, Array]:
+        (alpha, total), (said_here, counts_here) = left, given
         shifted = xp.concat([nothing[:, :1], nothing[:, :1], alpha], axis=1)
         late = xp.where(path.can_be_entered_late, shifted[:, :places], nothing)
-        new = xp.logaddexp(xp.logaddexp(alpha, shifted[:, 1 : places + 1]), late) + said[:, step, ...]
+        new = xp.logaddexp(xp.logaddexp(alpha, shifted[:, 1 : places + 1]), late) + said_here
         new, taken_off = _near_zero(xp, new)
-        if counts[step] is not None:
-            new = xp.where(counts[step], new, alpha)
-            taken_off = xp.where(counts[step], taken_off, xp.zeros_like(taken_off))
-        alpha = new
-        total = total + taken_off
-        alphas.append(alpha)
+        if counts_here is not None:
+            new = xp.where(counts_here, new, alpha)
+            taken_off = xp.where(counts_here, taken_off, xp.zeros_like(taken_off))
+        return (new, total + taken_off), new
+
+    first = xp.where(start, zeros, nothing), zeros[:, :1]
+    (alpha, total), alphas = loop(xp, step, first, (said, counts), False)
     # The two places where an alignment may end are the largest and the second largest of what is left.
     ends = xp.where(path.is_last, alpha, nothing)
     in_blank = xp.max(ends[:, ::2], axis=1)
@@ -177,31 +226,30 @@ def _forward(xp: Any, said: Array, counts: list[Any], path: Path) -> tuple[list[
     return alphas, xp.logaddexp(in_blank, in_label) + total[:, 0]
 
 
-def _occupancy(xp: Any, alphas: list[Array], said: Array, counts: list[Any], path: Path) -> Array:
-    """The probability of being in a place in a step, given the labels; (batch, time, places).
+def _occupancy(xp: Any, loop: Any, alphas: Array, said: Array, counts: Array | None, path: Path) -> Array:
+    """The probability of being in a place in a step, given the labels; (time, batch, places).
 
     beta_t(s) is the log-probability of what is said after step t, if it begins in place s and ends in a last one. Given
     the labels, the probability of place s is proportional to exp(alpha_t(s) + beta_t(s)).
     """
     places = said.shape[2]
-    nothing = _nothing(xp, alphas[0])
+    nothing = _nothing(xp, alphas[0, ...])
     end = xp.where(path.is_last, xp.zeros_like(nothing), nothing)
-    beta = end
-    occupied: list[Any] = [None] * len(alphas)
-    for step in reversed(range(len(alphas))):
-        together, _ = _near_zero(xp, alphas[step] + beta)
+
+    def step(beta: Array, given: Any) -> tuple[Array, Array]:
+        alpha, said_here, counts_here = given
+        together, _ = _near_zero(xp, alpha + beta)
         likely = xp.exp(together)
         total = xp.sum(likely, axis=1, keepdims=True)
-        occupied[step] = likely / xp.where(total > 0, total, xp.ones_like(total))
-        if step == 0:
-            break
-        entered = beta + said[:, step, ...]
+        occupied = likely / xp.where(total > 0, total, xp.ones_like(total))
+        entered = beta + said_here
         late = xp.where(path.can_be_entered_late, entered, nothing)
         shifted = xp.concat([entered, nothing[:, :1]], axis=1)[:, 1:]
         shifted_late = xp.concat([late, nothing[:, :1], nothing[:, :1]], axis=1)[:, 2 : places + 2]
         new, _ = _near_zero(xp, xp.logaddexp(xp.logaddexp(entered, shifted), shifted_late))
-        beta = new if counts[step] is None else xp.where(counts[step], new, end)
-    return xp.stack(occupied, axis=1)
+        return (new if counts_here is None else xp.where(counts_here, new, end)), occupied
+
+    return loop(xp, step, end, (alphas, said, counts), True)[1]
 
 
 def _near_zero(xp: Any, logarithms: Array) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array, Vjp, namespace, op
-from xpnn.ops.scan import States, check_recurrent, initial_state, input_products, scan, without_steps
+from xpnn.ops.scan import States, check_recurrent, initial_state, input_products, scan
 from xpnn.ops.sigmoids import sigmoid, tanh
 
 
@@ -52,6 +52,7 @@ def gru(
 
     Raises:
         ShapeError: the shapes do not fit together.
+        ConfigError: the mask is not bool.
     """
     xp = namespace(x)
     units = weight_hidden.shape[0]
@@ -69,42 +70,36 @@ def gru(
             "mask": mask,
         },
     )
-    if x.shape[1] == 0:
-        weights = (weight_input, weight_hidden, bias_input, bias_hidden)
-        return without_steps(xp, x, weights, (hidden,), units, input_gradient)
-
-    def step(z: Array, states: States) -> tuple[States, Any]:
-        (before,) = states
-        q = xp.matmul(before, weight_hidden)
-        if bias_hidden is not None:
-            q = q + bias_hidden
-        reset, reset_vjp = sigmoid(z[:, :units] + q[:, :units])
-        update, update_vjp = sigmoid(z[:, units : 2 * units] + q[:, units : 2 * units])
-        remembered = q[:, 2 * units :]
-        candidate, candidate_vjp = tanh(z[:, 2 * units :] + reset * remembered)
-        share = 1.0 - update
-
-        def step_vjp(dstates: States) -> tuple[Array, Array, States]:
-            (dnew,) = dstates
-            (dcandidate,) = candidate_vjp(dnew * share)
-            (dreset,) = reset_vjp(dcandidate * remembered)
-            (dupdate,) = update_vjp(dnew * (before - candidate))
-            dz = xp.concat([dreset, dupdate, dcandidate], axis=-1)
-            dq = xp.concat([dreset, dupdate, dcandidate * reset], axis=-1)
-            return dz, dq, (dnew * update + xp.matmul(dq, weight_hidden.T),)
-
-        return (share * candidate + update * before,), step_vjp
-
     products, products_vjp = input_products(xp, x, weight_input, bias_input, input_gradient)
-    start = (initial_state(xp, hidden, x, units),)
-    outputs, last, backward = scan(xp, step, products, start, mask, reverse)
+    start = initial_state(xp, hidden, x, units)
+    value, scan_vjp = scan(products, weight_hidden, bias_hidden, mask, start, step=gru_step, reverse=reverse)
 
     def vjp(cotangents: tuple[Any, Any]) -> tuple[Any, ...]:
-        dy, dlast = cotangents
-        dproducts, dweight_hidden, dhidden_products, (dhidden,) = backward(dy, (dlast,))
+        dproducts, dweight_hidden, dbias_hidden, _, dhidden = scan_vjp(cotangents)
         dx, dweight_input, dbias_input = products_vjp(dproducts)
-        dbias_hidden = None if bias_hidden is None else xp.sum(dhidden_products, axis=(0, 1))
         dhidden = None if hidden is None else dhidden
         return dx, dweight_input, dweight_hidden, dbias_input, dbias_hidden, dhidden, None
 
-    return (outputs, *last), vjp
+    return value, vjp
+
+
+def gru_step(z: Array, q: Array, states: States) -> tuple[States, Any]:
+    """One step of `gru`; see `xpnn.ops.scan.Step`."""
+    (before,) = states
+    xp, units = namespace(before), before.shape[1]
+    reset, reset_vjp = sigmoid(z[:, :units] + q[:, :units])
+    update, update_vjp = sigmoid(z[:, units : 2 * units] + q[:, units : 2 * units])
+    remembered = q[:, 2 * units :]
+    candidate, candidate_vjp = tanh(z[:, 2 * units :] + reset * remembered)
+    share = 1.0 - update
+
+    def vjp(dstates: States) -> tuple[Any, ...]:
+        (dnew,) = dstates
+        (dcandidate,) = candidate_vjp(dnew * share)
+        (dreset,) = reset_vjp(dcandidate * remembered)
+        (dupdate,) = update_vjp(dnew * (before - candidate))
+        dz = xp.concat([dreset, dupdate, dcandidate], axis=-1)
+        dq = xp.concat([dreset, dupdate, dcandidate * reset], axis=-1)
+        return dz, dq, (dnew * update,)
+
+    return (share * candidate + update * before,), vjp

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnn.dispatch import Array, Vjp, namespace, op
-from xpnn.ops.scan import States, check_recurrent, initial_state, input_products, scan, without_steps
+from xpnn.ops.scan import States, check_recurrent, initial_state, input_products, scan
 from xpnn.ops.sigmoids import sigmoid, tanh
 
 
@@ -53,6 +53,7 @@ def lstm(
 
     Raises:
         ShapeError: the shapes do not fit together.
+        ConfigError: the mask is not bool.
     """
     xp = namespace(x)
     units = weight_hidden.shape[0]
@@ -70,45 +71,44 @@ def lstm(
             "mask": mask,
         },
     )
-    if x.shape[1] == 0:
-        return without_steps(xp, x, (weight_input, weight_hidden, bias), (hidden, cell), units, input_gradient)
-
-    def step(product: Array, states: States) -> tuple[States, Any]:
-        before, memory = states
-        z = product + xp.matmul(before, weight_hidden)
-        put_in, put_in_vjp = sigmoid(z[:, :units])
-        keep, keep_vjp = sigmoid(z[:, units : 2 * units])
-        candidate, candidate_vjp = tanh(z[:, 2 * units : 3 * units])
-        show, show_vjp = sigmoid(z[:, 3 * units :])
-        new_memory = keep * memory + put_in * candidate
-        squashed, squashed_vjp = tanh(new_memory)
-
-        def step_vjp(dstates: States) -> tuple[Array, Array, States]:
-            dnew, dnew_memory = dstates
-            dnew_memory = dnew_memory + squashed_vjp(dnew * show)[0]
-            dz = xp.concat(
-                [
-                    put_in_vjp(dnew_memory * candidate)[0],
-                    keep_vjp(dnew_memory * memory)[0],
-                    candidate_vjp(dnew_memory * put_in)[0],
-                    show_vjp(dnew * squashed)[0],
-                ],
-                axis=-1,
-            )
-            return dz, dz, (xp.matmul(dz, weight_hidden.T), dnew_memory * keep)
-
-        return (show * squashed, new_memory), step_vjp
-
     products, products_vjp = input_products(xp, x, weight_input, bias, input_gradient)
-    start = (initial_state(xp, hidden, x, units), initial_state(xp, cell, x, units))
-    outputs, last, backward = scan(xp, step, products, start, mask, reverse)
+    start = initial_state(xp, hidden, x, units), initial_state(xp, cell, x, units)
+    value, scan_vjp = scan(products, weight_hidden, None, mask, *start, step=lstm_step, reverse=reverse)
 
     def vjp(cotangents: tuple[Any, Any, Any]) -> tuple[Any, ...]:
-        dy, *dlast = cotangents
-        dproducts, dweight_hidden, _, (dhidden, dcell) = backward(dy, tuple(dlast))
+        dproducts, dweight_hidden, _, _, dhidden, dcell = scan_vjp(cotangents)
         dx, dweight_input, dbias = products_vjp(dproducts)
         dhidden = None if hidden is None else dhidden
         dcell = None if cell is None else dcell
         return dx, dweight_input, dweight_hidden, dbias, dhidden, dcell, None
 
-    return (outputs, *last), vjp
+    return value, vjp
+
+
+def lstm_step(product: Array, hidden_product: Array, states: States) -> tuple[States, Any]:
+    """One step of `lstm`; see `xpnn.ops.scan.Step`."""
+    hidden, memory = states
+    xp, units = namespace(hidden), hidden.shape[1]
+    z = product + hidden_product
+    put_in, put_in_vjp = sigmoid(z[:, :units])
+    keep, keep_vjp = sigmoid(z[:, units : 2 * units])
+    candidate, candidate_vjp = tanh(z[:, 2 * units : 3 * units])
+    show, show_vjp = sigmoid(z[:, 3 * units :])
+    new_memory = keep * memory + put_in * candidate
+    squashed, squashed_vjp = tanh(new_memory)
+
+    def vjp(dstates: States) -> tuple[Any, ...]:
+        dnew, dnew_memory = dstates
+        dnew_memory = dnew_memory + squashed_vjp(dnew * show)[0]
+        dz = xp.concat(
+            [
+                put_in_vjp(dnew_memory * candidate)[0],
+                keep_vjp(dnew_memory * memory)[0],
+                candidate_vjp(dnew_memory * put_in)[0],
+                show_vjp(dnew * squashed)[0],
+            ],
+            axis=-1,
+        )
+        return dz, dz, (None, dnew_memory * keep)
+
+    return (show * squashed, new_memory), vjp

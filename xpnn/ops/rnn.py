@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnn.dispatch import OPS, Array, Vjp, namespace, op
+from xpnn.dispatch import Array, Vjp, namespace, op
 from xpnn.errors import ConfigError
-from xpnn.ops.scan import States, check_recurrent, initial_state, input_products, scan, without_steps
+from xpnn.ops.rectifiers import relu
+from xpnn.ops.scan import States, check_recurrent, initial_state, input_products, scan
+from xpnn.ops.sigmoids import tanh
 
 RNN_ACTIVATIONS = ("tanh", "relu")
 """What `rnn` takes as its `activation`."""
@@ -49,14 +51,13 @@ def rnn(
 
     Raises:
         ShapeError: the shapes do not fit together.
-        ConfigError: the activation is neither "tanh" nor "relu".
+        ConfigError: the mask is not bool, or the activation is neither "tanh" nor "relu".
     """
     xp = namespace(x)
     if activation not in RNN_ACTIVATIONS:
         raise ConfigError(
             f"activation={activation!r} of rnn is unknown; choose {' or '.join(map(repr, RNN_ACTIVATIONS))}"
         )
-    activate = OPS[activation].function
     units = weight_hidden.shape[0]
     check_recurrent(
         "rnn",
@@ -71,26 +72,34 @@ def rnn(
             "mask": mask,
         },
     )
-    if x.shape[1] == 0:
-        return without_steps(xp, x, (weight_input, weight_hidden, bias), (hidden,), units, input_gradient)
-
-    def step(product: Array, states: States) -> tuple[States, Any]:
-        new, activation_vjp = activate(product + xp.matmul(states[0], weight_hidden))
-
-        def step_vjp(dstates: States) -> tuple[Array, Array, States]:
-            (dz,) = activation_vjp(dstates[0])
-            return dz, dz, (xp.matmul(dz, weight_hidden.T),)
-
-        return (new,), step_vjp
-
     products, products_vjp = input_products(xp, x, weight_input, bias, input_gradient)
-    start = (initial_state(xp, hidden, x, units),)
-    outputs, last, backward = scan(xp, step, products, start, mask, reverse)
+    start = initial_state(xp, hidden, x, units)
+    step = tanh_step if activation == "tanh" else relu_step
+    value, scan_vjp = scan(products, weight_hidden, None, mask, start, step=step, reverse=reverse)
 
     def vjp(cotangents: tuple[Any, Any]) -> tuple[Any, ...]:
-        dy, dlast = cotangents
-        dproducts, dweight_hidden, _, (dhidden,) = backward(dy, (dlast,))
+        dproducts, dweight_hidden, _, _, dhidden = scan_vjp(cotangents)
         dx, dweight_input, dbias = products_vjp(dproducts)
         return dx, dweight_input, dweight_hidden, dbias, None if hidden is None else dhidden, None
 
-    return (outputs, *last), vjp
+    return value, vjp
+
+
+def tanh_step(product: Array, hidden_product: Array, states: States) -> tuple[States, Any]:
+    """One step of the network with f = tanh; see `xpnn.ops.scan.Step`."""
+    return _step(tanh, product + hidden_product)
+
+
+def relu_step(product: Array, hidden_product: Array, states: States) -> tuple[States, Any]:
+    """One step of the network with f = relu."""
+    return _step(relu, product + hidden_product)
+
+
+def _step(activate: Any, z: Array) -> tuple[States, Any]:
+    new, activation_vjp = activate(z)
+
+    def vjp(dstates: States) -> tuple[Any, ...]:
+        (dz,) = activation_vjp(dstates[0])
+        return dz, dz, (None,)
+
+    return (new,), vjp

@@ -1,30 +1,30 @@
-"""What the recurrent ops (`rnn`, `lstm`, `gru`) share: everything but what happens in one step.
+"""The scan that the recurrent ops (`rnn`, `lstm`, `gru`) are made of: everything but what happens in one step.
 
-Inside the ops, arrays lie with time in front, (time, batch, ...): the part of one step is then one piece of memory, and
-the products of the input of all steps with the weights are one matrix product.
+Here, arrays lie with time in front, (time, batch, ...): the part of one step is then one piece of memory, and the
+products of the input of all steps with the weights are one matrix product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-from xpnn.dispatch import Array, Vjp, device
-from xpnn.errors import ShapeError
+from xpnn.dispatch import Array, Vjp, device, namespace, op
+from xpnn.errors import ConfigError, ShapeError
 from xpnn.ops.linear import linear
 
 States = tuple[Array, ...]
-Step = Callable[[Array, States], tuple[States, Callable[[States], tuple[Array, Array, States]]]]
-"""step(product, states) -> (states after it, vjp): one step of a recurrent op.
+Step = Callable[[Array, Array, States], tuple[States, Callable[[States], tuple[Array, Array, tuple[Any, ...]]]]]
+"""step(product, hidden_product, states) -> (states after it, vjp): one step of a recurrent op, elementwise.
 
-`product` is what the input gives to it, x W + b. vjp(dstates) -> (dproduct, dhidden_product, dstates before), where the
-second is the gradient with respect to the product of the hidden state with its weights. Where it is `dproduct` itself,
-the same object is returned.
+`product` is what the input gives to it, x W + b, and `hidden_product` what the hidden state gives, h U + c.
+vjp(dstates) -> (dproduct, dhidden_product, dstates before). Where dhidden_product is dproduct itself, the same object
+is returned. The first of dstates leaves out what goes through h U; it is None if nothing else is there.
 """
 
 
 def check_recurrent(name: str, gates: int, units: int, arrays: dict[str, Array | None]) -> None:
-    """Raise ShapeError unless the arguments of a recurrent op fit together.
+    """Raise ShapeError unless the arguments of a recurrent op fit together, ConfigError if the mask is not bool.
 
     Args:
         name: of the op.
@@ -53,6 +53,9 @@ def check_recurrent(name: str, gates: int, units: int, arrays: dict[str, Array |
                 f"{name}: {argument} has shape {tuple(array.shape)}; with x of shape {tuple(x.shape)} and {units} "
                 f"units it must have {wanted[argument]}"
             )
+    mask = arrays["mask"]
+    if mask is not None and not namespace(mask).isdtype(mask.dtype, "bool"):
+        raise ConfigError(f"{name}: the mask has dtype {mask.dtype}; give bools, True where a step counts (mask != 0)")
 
 
 def input_products(
@@ -92,94 +95,174 @@ def initial_state(xp: Any, state: Array | None, x: Array, units: int) -> Array:
     return xp.zeros((x.shape[0], units), dtype=x.dtype, device=device(x))
 
 
-class Scan(NamedTuple):
-    """What a scan gave.
-
-    Attributes:
-        outputs: the first state after each step, (batch, time, units); 0 where the step was masked.
-        last: the states after the last step that was taken.
-        backward: (doutputs or None, dlast) -> (dproducts, dweight_hidden, dhidden_products, dstates), the derivative.
-    """
-
-    outputs: Array
-    last: States
-    backward: Callable[[Any, tuple[Any, ...]], tuple[Array, Array, Array, States]]
-
-
-def scan(xp: Any, step: Step, products: Array, states: States, mask: Array | None, reverse: bool) -> Scan:
-    """Take the steps of a sequence, one after the other.
+@op
+def scan(
+    products: Array,
+    weight_hidden: Array,
+    bias_hidden: Array | None,
+    mask: Array | None,
+    *states: Array,
+    step: Step,
+    reverse: bool = False,
+) -> tuple[tuple[Array, ...], Vjp]:
+    """Take the steps of all sequences, one after the other: (states) <- step(products_t, h U + c, states).
 
     Backwards, the steps are taken in the opposite order (back-propagation through time: Werbos, Proceedings of the
     IEEE 78, 1990).
 
     Args:
-        xp: the namespace.
-        step: one step; see `Step`.
-        products: what the input gives to each step, (time, batch, columns); at least one step.
-        states: the states before the first step, (batch, units) each; the first one is the hidden state.
-        mask: (batch, time), False where a step does not happen: the states stay as they are, and the output is 0.
+        products: what the input gives to each step, (time, batch, columns).
+        weight_hidden: U, (units, columns).
+        bias_hidden: c, (columns,), or None.
+        mask: bool (batch, time), False where a step does not happen: states stay as they are, and the output is 0; or
+            None.
+        states: the states before the first step, (batch, units) each; the first one is the hidden state h.
+        step: what happens in one step; see `Step`. A function of a module, rather than one made anew for each call: a
+            backend that compiles the scan does so for each step function and shape once.
         reverse: True to go from the last step to the first.
+
+    Returns:
+        (outputs, *last states): h after each step, (batch, time, units), and the states after the last step that was
+        taken; and vjp((doutputs, *dlast)) -> (dproducts, dU, dc, None, *dstates). Each of doutputs and dlast may be
+        None, for zeros.
+
+    Raises:
+        ShapeError: the shapes do not fit together.
     """
-    time = products.shape[0]
+    _check_scan(products, weight_hidden, bias_hidden, mask, states)
+    xp = namespace(products)
+    time, batch, _ = products.shape
+    units = weight_hidden.shape[0]
+    if time == 0:
+        return _without_steps(xp, products, weight_hidden, bias_hidden, states)
     order = list(reversed(range(time))) if reverse else list(range(time))
-    counts = None if mask is None else [xp.expand_dims(mask[:, number], axis=-1) for number in range(time)]
-    zeros = xp.zeros_like(states[0])
+    counts = [None if mask is None else xp.expand_dims(mask[:, number], axis=-1) for number in range(time)]
     outputs: list[Any] = [None] * time
     before: list[Any] = [None] * time
     derivatives: list[Any] = [None] * time
+    current: States = states
     for number in order:
-        before[number] = states[0]
-        new, derivatives[number] = step(products[number, ...], states)
-        outputs[number] = new[0]
-        if counts is not None:
-            outputs[number] = xp.where(counts[number], new[0], zeros)
-            new = tuple(xp.where(counts[number], *pair) for pair in zip(new, states, strict=True))
-        states = new
+        before[number] = current[0]
+        hidden_product = product_of_hidden(xp, current[0], weight_hidden, bias_hidden)
+        outputs[number], current, derivatives[number] = one_step(
+            xp, step, products[number, ...], hidden_product, current, counts[number], weight_hidden
+        )
 
-    def backward(doutputs: Any, dstates: tuple[Any, ...]) -> tuple[Array, Array, Array, States]:
-        dstates = tuple(zeros if dstate is None else dstate for dstate in dstates)
+    def vjp(cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+        doutputs, *dlast = cotangents
+        dstates = with_zeros(xp, dlast, states)
         dproducts: list[Any] = [None] * time
         dhidden_products: list[Any] = [None] * time
         for number in reversed(order):
-            dnew = dstates
-            if doutputs is not None:
-                dnew = (dstates[0] + doutputs[:, number, ...], *dstates[1:])
-            if counts is not None:
-                dnew = tuple(xp.where(counts[number], part, zeros) for part in dnew)
-            dproducts[number], dhidden_products[number], dold = derivatives[number](dnew)
-            if counts is not None:  # where the step did not happen, the states went past it
-                dold = tuple(xp.where(counts[number], *pair) for pair in zip(dold, dstates, strict=True))
-            dstates = dold
+            doutput = None if doutputs is None else doutputs[:, number, ...]
+            dproducts[number], dhidden_products[number], dstates = derivatives[number](doutput, dstates)
         dproduct = xp.stack(dproducts, axis=0)
         same = all(mine is other for mine, other in zip(dproducts, dhidden_products, strict=True))
         dhidden_product = dproduct if same else xp.stack(dhidden_products, axis=0)
-        batch, units = zeros.shape
         rows = xp.reshape(xp.stack(before, axis=0), (time * batch, units))
-        drows = xp.reshape(dhidden_product, (time * batch, dhidden_product.shape[-1]))
-        return dproduct, xp.matmul(rows.T, drows), dhidden_product, dstates
+        return dproduct, *weight_gradients(xp, rows, dhidden_product, bias_hidden), None, *dstates
 
-    return Scan(xp.stack(outputs, axis=1), states, backward)
+    return (xp.stack(outputs, axis=1), *current), vjp
 
 
-def without_steps(
+def product_of_hidden(xp: Any, hidden: Array, weight_hidden: Array, bias_hidden: Array | None) -> Array:
+    """h U + c."""
+    product = xp.matmul(hidden, weight_hidden)
+    return product if bias_hidden is None else product + bias_hidden
+
+
+def one_step(
     xp: Any,
-    x: Array,
-    weights: Sequence[Array | None],
-    states: Sequence[Array | None],
-    units: int,
-    input_gradient: bool,
-) -> tuple[Any, Vjp]:
-    """Value and vjp of a recurrent op for sequences of no steps: states are passed on, weights have no effect."""
-    y = xp.zeros((x.shape[0], 0, units), dtype=x.dtype, device=device(x))
-    last = tuple(initial_state(xp, state, x, units) for state in states)
+    step: Step,
+    product: Array,
+    hidden_product: Array,
+    states: States,
+    counts: Array | None,
+    weight_hidden: Array,
+) -> tuple[Array, States, Callable[[Any, States], tuple[Array, Array, States]]]:
+    """A step for the samples where it counts.
+
+    Args:
+        xp: the namespace.
+        step: what happens in it.
+        product: of the input, (batch, columns).
+        hidden_product: h U + c, (batch, columns).
+        states: before the step.
+        counts: bool (batch, 1), or None if it does for all samples.
+        weight_hidden: U.
+
+    Returns:
+        The output, the states behind the step, and vjp(doutput or None, dstates behind it) -> (dproduct,
+        dhidden_product, dstates before it).
+    """
+    new, derivative = step(product, hidden_product, states)
+    output = new[0]
+    if counts is not None:
+        output = xp.where(counts, new[0], xp.zeros_like(new[0]))
+        new = tuple(xp.where(counts, *pair) for pair in zip(new, states, strict=True))
+
+    def vjp(doutput: Any, dstates: States) -> tuple[Array, Array, States]:
+        dnew = dstates if doutput is None else (dstates[0] + doutput, *dstates[1:])
+        if counts is not None:
+            dnew = tuple(xp.where(counts, part, xp.zeros_like(part)) for part in dnew)
+        dproduct, dhidden_product, (dhidden, *dothers) = derivative(dnew)
+        through_product = xp.matmul(dhidden_product, weight_hidden.T)
+        dhidden = through_product if dhidden is None else dhidden + through_product
+        dbefore: States = (dhidden, *dothers)
+        if counts is not None:  # where the step did not happen, the states went past it
+            dbefore = tuple(xp.where(counts, *pair) for pair in zip(dbefore, dstates, strict=True))
+        return dproduct, dhidden_product, dbefore
+
+    return output, new, vjp
+
+
+def with_zeros(xp: Any, dstates: Any, states: States) -> States:
+    """Gradients of the states, with zeros in the place of None."""
+    pairs = zip(dstates, states, strict=True)
+    return tuple(xp.zeros_like(state) if dstate is None else dstate for dstate, state in pairs)
+
+
+def weight_gradients(
+    xp: Any, hidden_rows: Array, dhidden_products: Array, bias_hidden: Array | None
+) -> tuple[Array, Array | None]:
+    """(dU, dc), from h before each step as rows (time * batch, units) and the gradients of h U + c of all steps."""
+    drows = xp.reshape(dhidden_products, (hidden_rows.shape[0], dhidden_products.shape[-1]))
+    return xp.matmul(hidden_rows.T, drows), None if bias_hidden is None else xp.sum(drows, axis=0)
+
+
+def _check_scan(
+    products: Array, weight_hidden: Array, bias_hidden: Array | None, mask: Array | None, states: States
+) -> None:
+    if products.ndim != 3 or not states:
+        raise ShapeError(
+            f"scan: got products of shape {tuple(products.shape)} and {len(states)} states; give (time, batch, "
+            "columns), and at least one state"
+        )
+    time, batch, columns = products.shape
+    units = states[0].shape[-1]
+    given: list[tuple[str, Array | None, tuple[int, ...]]] = [
+        ("weight_hidden", weight_hidden, (units, columns)),
+        ("bias_hidden", bias_hidden, (columns,)),
+        ("mask", mask, (batch, time)),
+        *((f"state {number}", state, (batch, units)) for number, state in enumerate(states)),
+    ]
+    for name, array, shape in given:
+        if array is not None and tuple(array.shape) != shape:
+            raise ShapeError(
+                f"scan: {name} has shape {tuple(array.shape)}; with products of shape {tuple(products.shape)} and "
+                f"states of {units} units it must have {shape}"
+            )
+
+
+def _without_steps(
+    xp: Any, products: Array, weight_hidden: Array, bias_hidden: Array | None, states: States
+) -> tuple[tuple[Array, ...], Vjp]:
+    """Value and vjp of `scan` for sequences of no steps: states are passed on, weights have no effect."""
+    batch, units = states[0].shape
 
     def vjp(cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
-        dx = xp.zeros_like(x) if input_gradient else None
-        dweights = (None if weight is None else xp.zeros_like(weight) for weight in weights)
-        dstates = (
-            None if state is None else initial_state(xp, dstate, x, units)
-            for state, dstate in zip(states, cotangents[1:], strict=True)
-        )
-        return (dx, *dweights, *dstates, None)
+        dbias = None if bias_hidden is None else xp.zeros_like(bias_hidden)
+        dstates = with_zeros(xp, cotangents[1:], states)
+        return xp.zeros_like(products), xp.zeros_like(weight_hidden), dbias, None, *dstates
 
-    return (y, *last), vjp
+    return (xp.zeros((batch, 0, units), dtype=products.dtype, device=device(products)), *states), vjp

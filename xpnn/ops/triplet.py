@@ -149,9 +149,10 @@ def _distance(xp: Any, difference: Array, squared: bool) -> tuple[Array, Array]:
 
 def _mined(xp: Any, embeddings: Array, labels: Array, mining: str) -> tuple[Array, Array, Array]:
     """For each row, the numbers of its positive and of its negative, and whether it has both."""
-    squares = xp.sum(embeddings * embeddings, axis=-1)
+    moved = embeddings - embeddings[:1, ...]  # what all rows have in common would cost digits in the difference below
+    squares = xp.sum(moved * moved, axis=-1)
     # |a - b|^2, up to rounding: good enough to choose by, and made of one product
-    distances = squares[:, None] + squares[None, :] - 2.0 * xp.matmul(embeddings, embeddings.T)
+    distances = squares[:, None] + squares[None, :] - 2.0 * xp.matmul(moved, moved.T)
     same = labels[:, None] == labels[None, :]
     numbers = xp.arange(labels.shape[0], dtype=xp.int32, device=device(labels))
     itself = numbers[:, None] == numbers[None, :]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from xpnn.ops.gru import gru_step
+from xpnn.ops.lstm import lstm_step
 from xpnn.testing.cases.case import Booleans, Case, Reals, Values
 
 _X = Reals((3, 4, 2))
@@ -11,6 +13,11 @@ _MASK = Booleans((3, 4), never=((1, 3), (2, 2), (2, 3)))
 def _weights(gates: int) -> tuple[Reals, Reals, Reals]:
     """Weights of the input and of the hidden state, and the bias, for 2 features and 5 units."""
     return Reals((2, gates * 5), -1.0, 1.0), Reals((5, gates * 5), -1.0, 1.0), Reals((gates * 5,), -1.0, 1.0)
+
+
+def _products(gates: int) -> Reals:
+    """What the input gives to 4 steps of 3 samples, for 5 units."""
+    return Reals((4, 3, gates * 5), -1.0, 1.0)
 
 
 _STATE = Reals((3, 5), -1.0, 1.0)
@@ -52,6 +59,9 @@ CASES = (
     _ctc("lengths", _LABELS, Reals((4,), 0.5, 2.0), _LENGTHS, reduction="batch_mean"),
     _ctc("no-labels", Values(((), (), (), ()), dtype="int64"), reduction="sum"),
     _ctc("blank-last", Values(((0, 1), (2, 2), (1, -1), (0, 0)), dtype="int64"), blank=3, reduction="half_sum"),
+    _case("scan", _products(4), _weights(4)[1], None, None, _STATE, _STATE, step=lstm_step),
+    _case("scan", _products(3), *_weights(3)[1:], _MASK, _STATE, step=gru_step, reverse=True, label="mask-reverse"),
+    _case("scan", Reals((0, 3, 15)), *_weights(3)[1:], None, _STATE, step=gru_step, label="no-steps"),
     _case("rnn", _X, *_weights(1)),
     _case("rnn", _X, *_weights(1), _STATE, _MASK, reverse=True, label="mask-reverse"),
     _case("rnn", _X, *_weights(1)[:2], activation="relu", label="relu"),
