@@ -22,12 +22,13 @@ mkdir build/package/empty
 cd build/package/empty
 "$clean/bin/python" - <<'PYTHON'
 import pathlib
-import xpnn, xpnn_backends
+import xpnn, xpnn.data, xpnn_backends
 
 for module in (xpnn, xpnn_backends):
     where = pathlib.Path(module.__file__)
     assert "site-packages" in where.parts, f"{module.__name__} came from {where}"
 assert (pathlib.Path(xpnn.__file__).parent / "py.typed").exists(), "the wheel has no py.typed"
+assert len(xpnn.data.load_text("opticks")) > 100_000, "the wheel has not its text"
 PYTHON
 "$clean/bin/xpnn" --version
 "$clean/bin/xpnn" backends

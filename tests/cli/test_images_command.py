@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def test_a_folder_of_pictures_from_training_to_prediction(call, pictures, tmp_pa
     assert result.code == 0, result.err
     assert "classification of 'class' into 2 classes (lying, upright)" in result.out
     assert "96 samples to train on, 24 held out; images of 8 x 8 pixels, 1 channel, standardised" in result.out
-    assert "Conv2D" in result.out
+    assert "network: Reshape(8, 8, 1), Conv2D(channels=8, ...), ReLU(), Conv2D(channels=8, ...), ReLU()" in result.out
     assert accuracy(result.out) >= 0.9
 
     found = rows(call("predict", model, pictures).out)
@@ -110,12 +112,16 @@ def test_arrays_and_pictures_are_read_alike(call, npz, tmp_path):
         )
 
 
+def write_idx(folder, images, labels, part="train"):
+    folder.mkdir(exist_ok=True)
+    for stem, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (folder / f"{part}-{stem}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+
+
 def test_idx_with_a_convolutional_network(call, tmp_path):
     for part, count in (("train", 120), ("t10k", 40)):
-        images, labels = bars(count, seed=count)
-        for stem, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-            (tmp_path / f"{part}-{stem}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+        write_idx(tmp_path, *bars(count, seed=count), part)
     model = tmp_path / "m.safetensors"
     result = call("train", tmp_path, "--model", "cnn", "--layers", "8", "--batch-size", 16, "--save", model)
     assert "120 samples to train on, 40 held out" in result.out
@@ -175,7 +181,8 @@ CASES = {
     "no convolution": (["train", "bars.npz", "--model", "cnn", "--layers", "none"], "without a convolution"),
     "too small": (
         ["train", "bars.npz", "--model", "cnn", "--layers", "4,4,4,4"],
-        "images of 8 x 8 pixels are too small for --model cnn with 4 poolings, each of which halves",
+        "images of 8 x 8 pixels are too small for --model cnn with 4 poolings, each of which halves their sides; "
+        "give at most 3, as in --layers 16,32,64",
     ),
     "resize as words": (["train", "bars", "--resize", "big"], "--resize 'big' is not understood"),
     "resize of zero": (["train", "bars", "--resize", "0"], "--resize '0' is not understood"),
@@ -184,6 +191,36 @@ CASES = {
     "resize of digits": (["train", "digits", "--resize", "8"], "leave out --target, --drop, --resize"),
     "target of pictures": (["train", "bars", "--target", "y"], "whose sub-folders are the classes; leave out"),
     "different sizes": (["train", "bars"], "--resize 8,8"),
+    "resize beyond all memory": (["train", "bars", "--resize", "1000000"], "is too large; give at most 4096 pixels"),
+    "channels first": (
+        ["train", "first.npz", "--model", "resnet"],
+        "'first.npz': images of shape (3, 8, 8) seem to have their channels first",
+    ),
+    "columns of arrays": (["train", "bars.npz", "--drop", "x1"], "'bars.npz' has no names of columns; leave out"),
+    "columns of IDX files": (["train", "idx", "--drop", "pixel1"], "'idx' has no names of columns; leave out --drop"),
+    "target of IDX files": (["train", "idx", "--target", "y"], "'idx' is a folder of IDX files, which has its own"),
+    "one class of arrays": (["train", "same.npz"], "'same.npz': the target 'labels' has one class only (0)"),
+    "save over a picture": (
+        ["train", "bars", "--resize", "8", "--save", "bars/lying/000.png"],
+        "cannot write the model to 'bars/lying/000.png': in the folder 'bars' that file would be one of the data",
+    ),
+    "plot among the pictures": (
+        ["train", "bars", "--resize", "8", "--plot", "bars/loss.png"],
+        "in the folder 'bars' that file would be one of the data",
+    ),
+    "save over IDX files": (
+        ["train", "idx", "--save", "idx/train-images-idx3-ubyte"],
+        "in the folder 'idx' that file would be one of the data",
+    ),
+    "predictions over a picture": (
+        ["predict", "array.safetensors", "bars", "--output", "bars/lying/000.png"],
+        "in the folder 'bars' that file would be one of the data",
+    ),
+    "predict IDX files": (["predict", "array.safetensors", "idx"], "a file, say one of MNIST's with images"),
+    "predict pictures from columns": (
+        ["predict", "array.safetensors", "wide.csv"],
+        "has no columns 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', 'x7', 'x8', 'x9', 'x10', 'x11', 'x12' and 51 more; the",
+    ),
     "one class": (["train", "lone"], "there must be one for each of at least two classes"),
     "no sub-folders": (["train", "bars/lying"], "sort them into one sub-folder for each class"),
     "damaged": (["train", "damaged", "--resize", "8"], "0.png' is no picture, or a damaged one"),
@@ -206,6 +243,10 @@ def folder(pictures, npz, call, tmp_path):
     call("train", "iris", "--epochs", 1, "--quiet", "--save", tmp_path / "iris.safetensors")
     (tmp_path / "lone" / "only").mkdir(parents=True)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "lone" / "only" / "0.png")
+    np.savez(tmp_path / "first.npz", images=np.ones((4, 3, 8, 8)), labels=np.array([0, 1, 0, 1]))
+    np.savez(tmp_path / "same.npz", images=np.ones((4, 8, 8)), labels=np.zeros(4, int))
+    (tmp_path / "wide.csv").write_text("x0\n1\n")
+    write_idx(tmp_path / "idx", np.zeros((4, 2, 2)), np.array([0, 1, 0, 1]))
     return tmp_path
 
 
@@ -222,9 +263,29 @@ def test_whatever_is_wrong_is_said_in_one_line(folder, call, monkeypatch):
     assert sorted(str(path) for path in folder.rglob("*")) == before
 
 
-def test_without_pillow(call, pictures, monkeypatch):
-    import sys
+def test_names_that_the_terminal_cannot_show(command, npz, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    named = npz.rename(npz.with_name("größe.npz"))
+    result = command("train", named, "--epochs", 1)
+    assert result.code == 0, result.err
+    assert r"gr\xf6\xdfe.npz: classification of" in result.out
+    result = command("train", named, "--epochs", 1, "--target", "y")
+    assert result.code == 2
+    assert result.err.startswith("xpnn: error: ")
+    assert r"gr\xf6\xdfe.npz' has no array 'y'" in result.err
 
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names of files that are not text")
+def test_names_of_files_that_are_not_text(call, pictures, tmp_path):
+    model, output = tmp_path / "m.safetensors", tmp_path / "p.csv"
+    (pictures / "lying" / "000.png").rename(os.fsdecode(os.fsencode(pictures / "lying") + b"/\xff.png"))
+    arguments = (pictures, "--resize", 8, "--epochs", 1, "--layers", 2, "--quiet", "--save", model)
+    assert call("train", *arguments).code == 0
+    assert call("predict", model, pictures / "lying", "--output", output).code == 0
+    assert b"/\xff.png,lying," in output.read_bytes() or b"/\xff.png,upright," in output.read_bytes()
+
+
+def test_without_pillow(call, pictures, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = call("train", pictures)
     assert result.code == 2

@@ -60,6 +60,8 @@ def good():
         (good() + b"x", "is too long: it has 29 bytes, and wants 28"),
         # the header claims more than there can be: refused before anything of that size is made
         (b"\0\0\x08\x03" + b"\xff" * 12, "is truncated"),
+        # more axes than an array can have, each of length 0: as long as its header says
+        (b"\0\0\x08\xff" + b"\0" * 4 * 255, "is damaged: its header says that it has 255 axes"),
     ],
 )
 def test_a_damaged_file(tmp_path, content, message):
@@ -107,6 +109,14 @@ def test_images_and_labels_of_different_number(tmp_path):
         read_idx_folder(tmp_path)
 
 
+@pytest.mark.parametrize("missing", ["labels-idx1", "images-idx3"])
+def test_half_of_the_part_held_out(tmp_path, missing):
+    write_mnist(tmp_path, np.zeros((3, 2, 2)), np.zeros(3), np.zeros((2, 2, 2)), np.zeros(2))
+    (tmp_path / f"t10k-{missing}-ubyte").unlink()
+    with pytest.raises(DataError, match=rf"t10k-.*-ubyte' has no t10k-{missing}-ubyte \(or \.gz\) beside it; add"):
+        read_idx_folder(tmp_path)
+
+
 def test_no_images(tmp_path):
     write_mnist(tmp_path, np.zeros((0, 2, 2)), np.zeros(0))
     with pytest.raises(DataError, match="holds no images"):
@@ -115,5 +125,5 @@ def test_no_images(tmp_path):
 
 def test_labels_where_images_are_wanted(tmp_path):
     (tmp_path / "a").write_bytes(idx_bytes(np.zeros(3, np.uint8), 0x08))
-    with pytest.raises(DataError, match="it may hold labels"):
+    with pytest.raises(DataError, match=r"a' has 1 axes, .*it may hold labels; give"):
         read_idx_images(tmp_path / "a")

@@ -199,6 +199,8 @@ def test_other_files_and_hidden_folders_are_passed_over(folder):
 
 def test_folders_with_pictures_of_two_sizes(folder):
     save(folder / "dog" / "9.png", pixels(3, 3))
+    with pytest.raises(ConfigError, match="too large; give at most 4096 pixels"):
+        read_images(folder, resize=(8, 4097))
     with pytest.raises(DataError, match="--resize 6,4"):
         read_images(folder)
     assert read_images(folder, resize=8).x.shape == (6, 8, 8, 1)
@@ -207,7 +209,9 @@ def test_folders_with_pictures_of_two_sizes(folder):
 
 def test_folders_that_are_refused(folder, tmp_path):
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"sub-folder '.*empty' holds no pictures \(\.bmp, .*\)$"):
+    with pytest.raises(
+        DataError, match=r"sub-folder '.*empty' holds no pictures \(\.bmp, .*\); put some there, or take it away$"
+    ):
         read_images(folder)
     with pytest.raises(DataError, match="holds pictures, and no sub-folders"):
         read_images(folder / "cat")
@@ -272,8 +276,21 @@ def test_a_pickle_is_refused(tmp_path):
     objects = np.empty(2, dtype=object)
     objects[:] = ["a", 1]
     np.savez(tmp_path / "t.npz", images=objects, labels=np.zeros(2))
-    with pytest.raises(DataError, match="cannot be read as npz"):
+    with pytest.raises(DataError, match=r"cannot be read as npz: it holds pickled Python objects.*; save arrays of"):
         read_images(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (4, 5, 5)])
+def test_channels_that_come_first(tmp_path, shape):
+    np.savez(tmp_path / "t.npz", images=np.ones((4, *shape)), labels=np.array([0, 1, 0, 1]))
+    with pytest.raises(DataError, match=r"t\.npz': images of shape .* seem to have their channels first; .*transpose"):
+        read_images(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (3, 8, 3), (4, 4, 4), (8, 3, 8)])
+def test_low_images_are_read(tmp_path, shape):
+    np.savez(tmp_path / "t.npz", images=np.ones((4, *shape)), labels=np.array([0, 1, 0, 1]))
+    assert read_images(tmp_path / "t.npz").x.shape == (4, *shape)
 
 
 def test_another_kind_of_file(tmp_path):
@@ -307,7 +324,9 @@ def test_idx_whose_parts_differ_in_shape(tmp_path):
     for stem, shape in (("train", (2, 3, 4)), ("t10k", (2, 4, 3))):
         write_idx(tmp_path / f"{stem}-images-idx3-ubyte", np.zeros(shape))
         write_idx(tmp_path / f"{stem}-labels-idx1-ubyte", np.array([0, 1]))
-    with pytest.raises(DataError, match=r"have shape \(3, 4\) and 12 pixels, those held out \(4, 3, 1\) and 12"):
+    with pytest.raises(
+        DataError, match=r"have shape \(3, 4, 1\) and 12 pixels, those held out \(4, 3, 1\) and 12; give"
+    ):
         read_images(tmp_path)
 
 

@@ -152,6 +152,26 @@ def test_residual_images_reads_a_folder_of_pictures(tmp_path, capsys):
     assert "2 classes, 64 images of 8x8x3 to train on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["IDX", "IDX with a part held out", "NPZ"])
+def test_residual_images_reads_arrays(tmp_path, capsys, kind):
+    rng = np.random.default_rng(0)
+    labels = np.arange(80, dtype=np.uint8) % 2
+    images = rng.integers(0, 90, (80, 7, 6), dtype=np.uint8) + np.where(labels, 120, 0)[:, None, None].astype(np.uint8)
+    if kind == "NPZ":
+        np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    else:
+        for part in ("train", "t10k") if "held out" in kind else ("train",):
+            for stem, array in (("images-idx3", images), ("labels-idx1", labels)):
+                header = bytes([0, 0, 8, array.ndim]) + b"".join(length.to_bytes(4, "big") for length in array.shape)
+                (tmp_path / f"{part}-{stem}-ubyte").write_bytes(header + array.tobytes())
+    path = tmp_path / "images.npz" if kind == "NPZ" else tmp_path
+    result = example("residual_images").main([str(path), "--backend", "numpy", "--filters", "4", "8", "--epochs", "6"])
+    assert result["val_accuracy"] >= 0.9
+    printed = capsys.readouterr().out
+    trained = 80 if "held out" in kind else 64
+    assert f"2 classes, {trained} images of 7x6x1 to train on" in printed
+
+
 def test_char_rnn_learns_and_writes(capsys):
     arguments = ["--backend", "numpy", "--epochs", "3", "--write", "40"]
     result = example("char_rnn").main(arguments)

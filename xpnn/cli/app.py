@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ _USAGE_ERRORS: Any = tuple(each for each in typer.BadParameter.__mro__ if each._
 
 def main() -> None:
     """Run the command line of this process and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file or of a class may have signs that this terminal cannot show.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run())
 
 
@@ -54,7 +59,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
     except MemoryError as error:
-        return _fail(f"not enough memory: {error}")
+        return _fail(f"not enough memory: {error}" if str(error) else "not enough memory")
     return result if isinstance(result, int) else 0
 
 
@@ -115,7 +120,8 @@ def train(
         ),
     ] = None,
     augment: Annotated[
-        str | None, typer.Option(help="Change images at random in training: flip, shift, or flip,shift.")
+        str | None,
+        typer.Option(help="Change images at random in training: flip (not for digits), shift, or flip,shift."),
     ] = None,
     layers: Annotated[
         str | None,

@@ -8,6 +8,7 @@ from typing import Any
 from xpnn import layers as all_layers
 from xpnn import models
 from xpnn.data import Table
+from xpnn.data.table import check_channels_last
 from xpnn.errors import ConfigError, DataError
 
 MODELS = ("mlp", "cnn", "resnet")
@@ -58,6 +59,7 @@ def network_layers(
             f"--model {name} wants images, and these data are none; give a folder of pictures or of IDX files, an NPZ "
             "file with images, or --model mlp"
         )
+    check_channels_last(shape)
     filters = _SIZES[name] if given is None else given
     if not filters:
         raise ConfigError(f"--layers none leaves --model {name} without a convolution; give channels as in 32,64")
@@ -99,7 +101,8 @@ def _check_size(shape: tuple[int, int, int], poolings: int) -> None:
     smallest = 2**poolings
     if min(shape[:2]) < smallest:
         fitting = min(shape[:2]).bit_length() - 1
-        fix = f"give {fitting} numbers of channels with --layers" if fitting else "take --model resnet"
+        example = ",".join(str(16 * 2**stage) for stage in range(fitting))
+        fix = f"give at most {fitting}, as in --layers {example}" if fitting else "take --model resnet"
         raise DataError(
             f"images of {shape[0]} x {shape[1]} pixels are too small for --model cnn with {poolings} poolings, each of "
             f"which halves their sides; {fix}"

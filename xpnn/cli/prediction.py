@@ -47,7 +47,8 @@ def predict_command(model: str, file: str, output: str | None, backend: str | No
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        write_atomically(output, text.encode())
+        # Names of files need not be text: their bytes go through as they are.
+        write_atomically(output, text.encode(errors="surrogateescape"))
         print(f"{len(x)} predictions: {output}", file=sys.stderr)
 
 
@@ -71,7 +72,10 @@ def _pictures(path: Path) -> list[Path] | None:
     if path.is_dir():
         found = [picture for folder in (path, *class_folders(path)) for picture in pictures_in(folder)]
         if not found:
-            raise DataError(f"the folder {str(path)!r} holds no pictures; give a folder that does, or a file")
+            raise DataError(
+                f"the folder {str(path)!r} holds no pictures; give a folder that does, or a file, say one of MNIST's "
+                "with images"
+            )
         return found
     return [path] if is_picture(path) and path.is_file() else None
 

@@ -93,10 +93,14 @@ def train_command(options: Options) -> bool:
         from xpnn.plotting import check_plot_path
 
         check_plot_path(options.plot)
-    target = _target(table, options)
-    outputs = len(target.class_names) if target.task == "classification" else 1
-    layers = network_layers(table, outputs, options.model, options.layers, options.activation, options.augment)
-    prepared = _prepare(table, target, options)
+    try:
+        target = _target(table, options)
+        outputs = len(target.class_names) if target.task == "classification" else 1
+        layers = network_layers(table, outputs, options.model, options.layers, options.activation, options.augment)
+        prepared = _prepare(table, target, options)
+    except DataError as error:
+        # What is wrong with a table is said by code that does not know where it came from.
+        raise DataError(f"{options.data!r}: {error}") from None
 
     network = Network(
         *layers,
@@ -162,6 +166,8 @@ def _read(options: Options) -> Table:
         return picture_table(path, resize)
     if resize is not None:
         raise ConfigError(f"--resize is for folders of pictures; the samples of {options.data!r} stay as they are")
+    if path.is_dir() and options.target is not None:
+        raise ConfigError(f"{options.data!r} is a folder of IDX files, which has its own target; leave out --target")
     return read_table(options.data, options.target, drop)
 
 
@@ -251,8 +257,17 @@ def _print_plan(options: Options, table: Table, prepared: Prepared, network: Net
     if table.image_shape is not None:
         what = "images of {} x {} pixels, {}".format(*table.image_shape[:2], _channels(table.image_shape[2]))
     print(f"{len(prepared.x)} samples to train on, {held_out} held out; {what}, standardised")
-    print(f"network: {', '.join(map(repr, network.root.layers))}")
+    print(f"network: {', '.join(map(_outline, network.root.layers))}")
     print(f"{count:,} parameters in {network.dtype} on {network.backend.spec}, seed {network.seed}", flush=True)
+
+
+def _outline(layer: Any) -> str:
+    """A layer as it is written, a long one with its first setting alone."""
+    text = repr(layer)
+    if len(text) <= 30:
+        return text
+    first = text.partition(",")[0]
+    return f"{first}, ...)" if first.count("(") == 1 else f"{type(layer).__name__}(...)"
 
 
 def _channels(count: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xpnn.backend import host
-from xpnn.data.idx import read_idx_folder, read_idx_images
+from xpnn.data.idx import is_idx, read_idx_folder, read_idx_images
 from xpnn.data.table import Table, image_shape_of
 from xpnn.dispatch import Array
 from xpnn.errors import DataError
@@ -30,12 +30,15 @@ def read_table(path: str | os.PathLike[str], target: str | None, drop: Iterable[
         path: CSV (.csv, .tsv, .txt; also .gz), Parquet (.parquet, .pq), NPZ (.npz), or a folder of MNIST's IDX files.
         target: the column to be predicted; for NPZ the name of the array, "y" or "labels" without one; not used for
             IDX.
-        drop: columns that are not to be used.
+        drop: columns that are not to be used; for files that have names of columns, CSV and Parquet.
 
     Raises:
         DataError: the file cannot be read, or is no table of finite numbers with that target.
     """
     path = Path(path)
+    drop = list(drop)
+    if drop and (path.is_dir() or _kind(path) == ".npz"):
+        raise DataError(f"{str(path)!r} has no names of columns; leave out --drop")
     if path.is_dir():
         return read_idx_folder(path)
     _require_file(path)
@@ -44,7 +47,6 @@ def read_table(path: str | os.PathLike[str], target: str | None, drop: Iterable[
     frame = _frame(path, target)
     if target is None:
         raise DataError(f"which column is to be predicted? Give --target; {_columns(frame)}")
-    drop = list(drop)
     if target in drop:
         raise DataError(f"{target!r} is the column to be predicted, and cannot be dropped")
     _require_columns(path, frame, [target, *drop])
@@ -61,7 +63,8 @@ def read_features(path: str | os.PathLike[str], features: tuple[str, ...]) -> Ar
     A file without column names (NPZ, IDX) must have as many features as there are names.
 
     Raises:
-        DataError: the file cannot be read, lacks columns (all are listed), or has a cell that is no finite number.
+        DataError: the file cannot be read, lacks columns (at most twelve are listed), or has a cell that is no finite
+            number.
     """
     path = Path(path)
     _require_file(path)
@@ -72,7 +75,7 @@ def read_features(path: str | os.PathLike[str], features: tuple[str, ...]) -> Ar
         frame = _frame(path, None)
         _require_columns(path, frame, features)
         return _numbers(path, frame, list(features), "mend the file: the model needs this column")
-    elif "idx" in path.name:
+    elif is_idx(path):
         x = read_idx_images(path).x
     else:
         raise _unknown_kind(path)
@@ -186,17 +189,20 @@ def _separator(path: Path) -> str:
 
 
 def _columns(frame: Any) -> str:
-    names = list(frame.columns)
+    return f"the columns are {_listed(list(frame.columns))}"
+
+
+def _listed(names: list[str]) -> str:
+    """The first twelve names, and how many more there are: an image has a column for each pixel."""
     shown = ", ".join(repr(name) for name in names[:12])
-    return f"the columns are {shown}{f' and {len(names) - 12} more' if len(names) > 12 else ''}"
+    return f"{shown}{f' and {len(names) - 12} more' if len(names) > 12 else ''}"
 
 
 def _require_columns(path: Path, frame: Any, wanted: Iterable[str]) -> None:
     missing = [name for name in wanted if name not in frame.columns]
     if missing:
-        listed = ", ".join(repr(name) for name in missing)
         noun = "column" if len(missing) == 1 else "columns"
-        raise DataError(f"{str(path)!r} has no {noun} {listed}; {_columns(frame)}")
+        raise DataError(f"{str(path)!r} has no {noun} {_listed(missing)}; {_columns(frame)}")
 
 
 def _numbers(path: Path, frame: Any, names: list[str], remedy: str) -> Array:
@@ -258,6 +264,11 @@ def _arrays(path: Path) -> dict[str, Array]:
     except DataError:
         raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{str(path)!r} cannot be read as npz: it holds pickled Python objects, which could run code; save "
+                "arrays of numbers or of text (dtype=str)"
+            ) from None
         raise DataError(f"{str(path)!r} cannot be read as npz: {_first_line(error)}") from None
 
 
@@ -305,7 +316,10 @@ def _table_from_npz(path: Path, target: str | None) -> Table:
             "wants one number or text for each sample"
         )
     if len(y) != len(x):
-        raise DataError(f"{str(path)!r}: {name!r} has {len(x)} samples, the target {wanted!r} has {len(y)}")
+        raise DataError(
+            f"{str(path)!r}: {name!r} has {len(x)} samples, the target {wanted!r} has {len(y)}; "
+            "give one for each sample"
+        )
     if y.dtype.kind == "b":
         y = host().xp.asarray([str(bool(value)) for value in y])
     features = tuple(f"x{index}" for index in range(x.shape[1]))

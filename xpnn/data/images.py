@@ -9,9 +9,10 @@ from typing import Any
 
 from xpnn.backend import host
 from xpnn.data.files import read_table
+from xpnn.data.idx import is_idx
 from xpnn.data.pictures import ENDINGS, Size, class_folders, pictures_in, read_pictures
 from xpnn.data.preparation import encode_target
-from xpnn.data.table import Table
+from xpnn.data.table import Table, check_channels_last
 from xpnn.dispatch import Array
 from xpnn.errors import DataError
 
@@ -68,7 +69,7 @@ def read_images(
 
 def is_picture_folder(folder: Path) -> bool:
     """True if a folder has sub-folders or pictures, and no IDX files."""
-    idx_files = any("idx" in path.name and path.is_file() for path in folder.iterdir())
+    idx_files = any(is_idx(path) and path.is_file() for path in folder.iterdir())
     return not idx_files and bool(class_folders(folder) or pictures_in(folder))
 
 
@@ -100,6 +101,10 @@ def images_of_table(table: Table, name: str) -> Images:
             f"{name!r} holds no images: give an array of shape (samples, height, width) or (samples, height, width, "
             "channels)"
         )
+    try:
+        check_channels_last(shape)
+    except DataError as error:
+        raise DataError(f"{name!r}: {error}") from None
     held_out = table.held_out
     y = table.y if held_out is None else host().xp.concat([table.y, held_out.y])
     target = encode_target(y, table.target, "classification", table.class_names)
@@ -158,7 +163,8 @@ def _from_folder(folder: Path, resize: Size | None, channels: int | None) -> Ima
         pictures = pictures_in(each)
         if not pictures:
             raise DataError(
-                f"the sub-folder {str(each)!r} holds no pictures ({', '.join(ENDINGS)}){_hint_of_nesting(each)}"
+                f"the sub-folder {str(each)!r} holds no pictures ({', '.join(ENDINGS)}); put some there, or take it "
+                f"away{_hint_of_nesting(each)}"
             )
         files += pictures
         labels += [number] * len(pictures)

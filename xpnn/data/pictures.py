@@ -18,6 +18,9 @@ ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".ti
 
 Size = int | tuple[int, int]
 
+LARGEST_SIDE = 4096
+"""Pictures are resized to so many pixels at most: a slip of the pen shall not fill the memory."""
+
 
 def is_picture(path: Path) -> bool:
     """True if the name is that of a picture. Hidden files, as a Mac leaves beside pictures, are none."""
@@ -49,7 +52,7 @@ def read_pictures(
 
     Raises:
         DataError: Pillow is not installed, a file is no picture, or they differ in size and `resize` is not given.
-        ConfigError: resize or channels make no sense.
+        ConfigError: resize (at most 4096 each way) or channels make no sense.
     """
     size = checked_size(resize)
     if channels not in (None, 1, 3):
@@ -86,6 +89,8 @@ def checked_size(resize: Any) -> tuple[int, int] | None:
     if len(sides) != 2:
         raise ConfigError(f"resize={resize!r} is no size; give (height, width), or one number for both")
     height, width = (check_integer("a side of resize", side) for side in sides)
+    if max(height, width) > LARGEST_SIDE:
+        raise ConfigError(f"resize={resize!r} is too large; give at most {LARGEST_SIDE} pixels for each side")
     return height, width
 
 
@@ -112,7 +117,9 @@ def _read(pillow: Any, path: Path, size: tuple[int, int] | None, channels: int |
         raise DataError(f"{str(path)!r} is no picture, or a damaged one; replace the file, or take it away") from None
     except (OSError, ValueError, SyntaxError, EOFError, Warning, pillow.Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
-        raise DataError(f"{str(path)!r} cannot be read as a picture: {reason}") from None
+        raise DataError(
+            f"{str(path)!r} cannot be read as a picture: {reason}; replace the file, or take it away"
+        ) from None
 
 
 def _as_array(pillow: Any, picture: Any, size: tuple[int, int] | None, channels: int | None) -> Array:

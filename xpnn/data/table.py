@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xpnn.dispatch import Array
+from xpnn.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,12 @@ def image_shape_of(sample: tuple[int, ...]) -> tuple[int, int, int] | None:
     if len(sample) == 2:
         return (sample[0], sample[1], 1)
     return (sample[0], sample[1], sample[2]) if len(sample) == 3 else None
+
+
+def check_channels_last(shape: tuple[int, int, int]) -> None:
+    """Raise DataError for images whose channels seem to come first, as PyTorch has them: a height of 1, 3 or 4."""
+    if shape[0] in (1, 3, 4) and shape[2] > 4:
+        raise DataError(
+            f"images of shape {shape} seem to have their channels first; xpnn wants (height, width, channels): save "
+            "images.transpose(0, 2, 3, 1)"
+        )

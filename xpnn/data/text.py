@@ -78,7 +78,7 @@ class Vocabulary:
         return xp.asarray([numbers[character] for character in text], dtype=xp.int64)
 
     def decode(self, numbers: Array) -> str:
-        """The text of numbers. Raises DataError if one is none of a character."""
+        """The text of numbers. Raises DataError if one is not the number of a character."""
         text = []
         for number in numbers:
             if not 0 <= int(number) < len(self):
