@@ -1,6 +1,19 @@
 """The suite uses the plug-in that xpnn gives to everyone."""
 
+import sys
+
+import pytest
+
 pytest_plugins = ["xpnn.testing.plugin"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_functions():
+    """JAX keeps all that it has compiled, which adds up to gigabytes over the whole suite."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.clear_caches()
 
 
 def pytest_terminal_summary(terminalreporter):

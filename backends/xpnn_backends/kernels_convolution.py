@@ -1,28 +1,22 @@
 """Kernels of convolutions: forward, and the gradients of the image and of the weights. See `kernels` for what one is.
 
-On plain NumPy, what the window sees is copied into the rows of a matrix, for a few images at a time, so that it stays
-in the cache, and multiplied with the weights (Chellapilla, Puri and Simard, "High Performance Convolutional Neural
-Networks for Document Processing", 2006). The native kernels read the images themselves; see `native.convolution`.
+On plain NumPy, what the window sees is copied into a matrix; see `numpy_convolution`. The native kernels read the
+images themselves; see `native.convolution`.
 
 `Geometry` has the sizes. A weight is (*kernel, inputs / groups, outputs), for any number of axes.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnn_backends import fast, kernels_activations
-from xpnn_backends.native.windows import Correlation, Geometry, Phase, correlation, phases, weight_sums
+from xpnn_backends import fast, kernels_activations, numpy_convolution
+from xpnn_backends.native.windows import Correlation, Geometry, correlation, phases, weight_sums
 from xpnn_backends.recording import Kernel, RecordedArray, Recorder, constant
-
-_BLOCK = 1 << 18
-"""Numbers of the matrix of what the window sees: 1 MiB in float32, for the second-level cache."""
 
 _CODES = {"float32": "f4", "float64": "f8"}
 
@@ -31,134 +25,14 @@ _CODES = {"float32": "f4", "float64": "f8"}
 # in NumPy
 
 
-def _between_zeros(source: Any, along: list[list[Phase]], before: list[int]) -> Any:
-    """Some images (n, *lengths, channels) with zeros around, as far as the taps of these phases reach."""
-    lengths = [
-        front + max(length, *(phase.reach[1] + 1 for phase in found))
-        for front, length, found in zip(before, source.shape[1:-1], along, strict=True)
-    ]
-    padded = np.zeros((source.shape[0], *lengths, source.shape[-1]), source.dtype)
-    inner = (slice(front, front + length) for front, length in zip(before, source.shape[1:-1], strict=True))
-    padded[:, *inner, :] = source
-    return padded
-
-
-def _before(along: list[list[Phase]]) -> list[int]:
-    """How many zeros are needed in front."""
-    return [max(0, *(-phase.reach[0] for phase in found)) for found in along]
-
-
-def _seen(padded: Any, three: tuple[Phase, ...], before: list[int]) -> Any:
-    """What the taps of a phase see: a view (n, *positions, *taps, channels)."""
-    whole, *strides, channel = padded.strides
-    first = [front + phase.taps[0][1] for front, phase in zip(before, three, strict=True)]
-    steps = [stride * phase.advance for stride, phase in zip(strides, three, strict=True)]
-    # The shifts of a phase are equally far from each other.
-    between = [stride * (phase.taps[-1][1] - phase.taps[0][1]) // max(1, len(phase.taps) - 1)
-               for stride, phase in zip(strides, three, strict=True)]  # fmt: skip
-    shape = (padded.shape[0], *(p.length for p in three), *(len(p.taps) for p in three), padded.shape[-1])
-    corner = padded[:, *(slice(position, None) for position in first), :]
-    return np.lib.stride_tricks.as_strided(corner, shape, (whole, *steps, *between, channel), writeable=False)
-
-
-def _blocks(batch: int, numbers: int) -> Iterator[slice]:
-    """A few images at a time, each of which makes a matrix of so many numbers."""
-    step = max(1, _BLOCK // max(1, numbers))
-    for first in range(0, batch, step):
-        yield slice(first, min(first + step, batch))
-
-
-def _matrix(seen: Any, groups: int) -> Any:
-    """What taps see in all positions: (groups, n x positions, taps x channels of a group), a copy."""
-    rows, taps, channels = math.prod(seen.shape[:4]), math.prod(seen.shape[4:7]), seen.shape[7]
-    if groups == 1:
-        return seen.reshape(1, rows, taps * channels)
-    seen = seen.reshape(rows, taps, groups, channels // groups)
-    return np.ascontiguousarray(seen.transpose(2, 0, 1, 3)).reshape(groups, rows, -1)
-
-
-def _weight_matrices(weight: Any, geometry: Geometry, three: tuple[Phase, ...], backward: int) -> Any:
-    """For the taps of a phase: (groups, taps x channels of a group, results of a group); a view, where that works."""
-    inputs, outputs, groups = geometry.channels
-    weights = weight.reshape(*geometry.kernel, inputs // groups, groups, outputs // groups)
-    chosen = []
-    for phase in three:
-        first, last = phase.taps[0][0], phase.taps[-1][0]
-        step = (last - first) // max(1, len(phase.taps) - 1) or 1
-        chosen.append(slice(first, last + 1, step) if step > 0 else slice(first, last - 1 if last else None, step))
-    taps = weights[tuple(chosen)]
-    matrices = taps.transpose((4, 0, 1, 2, 5, 3) if backward else (4, 0, 1, 2, 3, 5))
-    return matrices.reshape(groups, -1, matrices.shape[-1])
-
-
-def _by_group(rows: Any, groups: int) -> Any:
-    """(n, *places, channels) -> (groups, n x places, channels of a group)."""
-    matrix = rows.reshape(-1, groups, rows.shape[-1] // groups)
-    return matrix.transpose(1, 0, 2)
-
-
 def _correlate(
     x: Any, weight: Any, packed: Any, bias: Any, geometry: Geometry, backward: int, relu: int, scratch: Any, y: Any
 ) -> None:
-    given, result = (geometry.places, geometry.image) if backward else (geometry.image, geometry.places)
-    inputs, outputs, groups = geometry.channels
-    channels, columns = (outputs, inputs) if backward else (inputs, outputs)
-    source, made = x.reshape(-1, *given, channels), y.reshape(-1, *result, columns)
-    along = [phases(geometry, axis, bool(backward)) for axis in range(3)]
-    before = _before(along)
-    # Backward, each phase makes some of the results, with some of the taps.
-    together = list(itertools.product(*along))
-    numbers = channels * max(math.prod(phase.length * len(phase.taps) for phase in three) for three in together)
-    weights: list[Any] = [None] * len(together)
-    for block in _blocks(source.shape[0], numbers):
-        padded = _between_zeros(source[block], along, before)
-        for number, three in enumerate(together):
-            target = made[block][:, *(slice(phase.first, None, phase.step) for phase in three), :]
-            if not all(phase.taps for phase in three):
-                target[...] = 0.0
-                continue
-            seen = _seen(padded, three, before)
-            if geometry.is_depthwise:
-                _depthwise(seen, weight.reshape(*geometry.kernel, -1), three, target)
-                continue
-            if weights[number] is None:
-                weights[number] = _weight_matrices(weight, geometry, three, backward)
-            matrix = _matrix(seen, groups)
-            if groups == 1 and target.flags.c_contiguous:
-                np.matmul(matrix[0], weights[number][0], out=target.reshape(-1, columns))
-            else:
-                target[...] = np.matmul(matrix, weights[number]).transpose(1, 0, 2).reshape(target.shape)
-        if bias.size:
-            made[block] += bias
-        if relu:
-            np.maximum(made[block], 0.0, out=made[block])
-
-
-def _depthwise(seen: Any, weight: Any, three: tuple[Phase, ...], made: Any) -> None:
-    """One weight for each tap and channel."""
-    made[...] = 0.0
-    for place in itertools.product(*(range(len(phase.taps)) for phase in three)):
-        tap = tuple(phase.taps[number][0] for phase, number in zip(three, place, strict=True))
-        made += seen[:, :, :, :, *place] * weight[tap]
+    numpy_convolution.correlate(x, weight, bias, geometry, bool(backward), bool(relu), y)
 
 
 def _weight_gradient(x: Any, dy: Any, geometry: Geometry, scratch: Any, sums: Any) -> None:
-    """All of it goes into the first block of the sums, and 0 into the others."""
-    inputs, outputs, groups = geometry.channels
-    images, places = x.reshape(-1, *geometry.image, inputs), dy.reshape(-1, *geometry.places, outputs)
-    along = [phases(geometry, axis, False) for axis in range(3)]
-    before = _before(along)
-    three = (along[0][0], along[1][0], along[2][0])
-    sums[...] = 0.0
-    total = sums[0].reshape(-1, groups, outputs // groups).transpose(1, 0, 2)
-    for block in _blocks(images.shape[0], math.prod(geometry.places) * geometry.taps * inputs):
-        seen = _seen(_between_zeros(images[block], along, before), three, before)
-        if not geometry.is_depthwise:
-            total += np.matmul(_matrix(seen, groups).transpose(0, 2, 1), _by_group(places[block], groups))
-            continue
-        for number, place in enumerate(itertools.product(*map(range, geometry.kernel))):
-            product = seen[:, :, :, :, *place] * places[block]
-            sums[0].reshape(-1, outputs)[number] += product.sum(axis=(0, 1, 2, 3))
+    numpy_convolution.weight_gradient(x, dy, geometry, sums)
 
 
 def _place_gradient(name: str | None) -> Any:
@@ -170,7 +44,8 @@ def _place_gradient(name: str | None) -> Any:
         rows = (-1, channels)
         matrix = sums.reshape(rows)
         matrix[1:] = 0.0
-        derivative.function(kept.reshape(rows), dy.reshape(rows), dz.reshape(rows), matrix[0])
+        derivative.function(kept.reshape(-1), dy.reshape(-1), dz.reshape(-1), matrix[:0])
+        numpy_convolution.sum_rows(dz.reshape(rows), matrix[0])
 
     return run
 
@@ -178,7 +53,7 @@ def _place_gradient(name: str | None) -> Any:
 def _place_sums(dy: Any, channels: int, blocks: int, sums: Any) -> None:
     matrix = sums.reshape(-1, channels)
     matrix[1:] = 0.0
-    np.add.reduce(dy.reshape(-1, channels), 0, out=matrix[0])
+    numpy_convolution.sum_rows(dy.reshape(-1, channels), matrix[0])
 
 
 def _pack(weight: Any, geometry: Geometry, backward: int, packed: Any) -> None:
@@ -231,13 +106,8 @@ def is_native(dtype: Any) -> bool:
     return np.dtype(dtype).name in _CODES and fast.why_not() is None
 
 
-def _threads() -> int:
-    from xpnn_backends.native import threads
-
-    return int(threads.core_count())
-
-
-def _tiling(dtype: Any) -> Any:
+def tiling_of(dtype: Any) -> Any:
+    """The sizes of native tiles for a dtype."""
     from xpnn_backends.native import tiles
 
     return tiles.tiling(_CODES[np.dtype(dtype).name])
@@ -260,7 +130,7 @@ def layout(geometry: Geometry, backward: int, batch: int, dtype: Any) -> Layout:
     inputs, outputs, groups = geometry.channels
     columns, depth = (inputs // groups, outputs // groups) if backward else (outputs // groups, inputs // groups)
     found: Correlation = _correlation(geometry, bool(backward))
-    tiling = _tiling(dtype)
+    tiling = tiling_of(dtype)
     if geometry.is_depthwise:
         packed, width = geometry.taps * inputs, 2 * tiling.lanes
     else:
@@ -268,10 +138,10 @@ def layout(geometry: Geometry, backward: int, batch: int, dtype: Any) -> Layout:
         width = tiling.vectors(rows, columns) * tiling.lanes
         packed = groups * geometry.taps * depth * tiling.packed_columns(columns)
     images = _together(geometry, found.padded, packed, batch, dtype)
-    return Layout(tiling.lanes, width, images, packed, found.padded * images * _threads())
+    return Layout(tiling.lanes, width, images, packed, found.padded * images * fast.most_parts())
 
 
-def _block_address(kind: str, dtype: Any, columns: int) -> int:
+def block_address(kind: str, dtype: Any, columns: int) -> int:
     """The address of the tiles of that kind; 0, and no native kernels from now on, if they do not compile."""
     from xpnn_backends.native import tiles
 
@@ -313,7 +183,7 @@ def _native_correlate(
         return None
     inputs, outputs, groups = geometry.channels
     columns = (inputs if backward else outputs) // (1 if geometry.is_depthwise else groups)
-    function = _block_address("lanes" if geometry.is_depthwise else "rows", y.dtype, columns)
+    function = block_address("lanes" if geometry.is_depthwise else "rows", y.dtype, columns)
     if not function:
         return None
     batch = y.size // (math.prod(geometry.image if backward else geometry.places) * (inputs if backward else outputs))
@@ -339,7 +209,7 @@ def sum_images(geometry: Geometry, batch: int, dtype: Any) -> tuple[int, int]:
     wanted = -(-256 // places)  # the sums are read and written once for all of them
     image = max(padded, math.prod(geometry.image) * geometry.channels[0]) * np.dtype(dtype).itemsize
     images = max(1, min(wanted, _IMAGE_BYTES // image, batch))
-    return images, padded * images * _threads()
+    return images, padded * images * fast.most_parts()
 
 
 def _native_weight_gradient(
@@ -349,12 +219,12 @@ def _native_weight_gradient(
         return None
     inputs, outputs, groups = geometry.channels
     depthwise = geometry.is_depthwise
-    function = _block_address("lanes" if depthwise else "columns", x.dtype, outputs if depthwise else outputs // groups)
+    function = block_address("lanes" if depthwise else "columns", x.dtype, outputs if depthwise else outputs // groups)
     if not function:
         return None
     batch = x.size // (math.prod(geometry.image) * inputs)
     images, _ = sum_images(geometry, batch, x.dtype)
-    tables, tiling = _weight_sums(geometry, images), _tiling(x.dtype)
+    tables, tiling = _weight_sums(geometry, images), tiling_of(x.dtype)
     width = 2 * tiling.lanes
     length, size = geometry.places[2], x.dtype.itemsize
     row = length * (geometry.stride[2] * inputs + min(width, outputs)) * size

@@ -6,16 +6,20 @@ input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from xpnn_backends.kernels_activations import relu as relu_of
 from xpnn_backends.kernels_activations import relu_gradient
 from xpnn_backends.native.sizes import BLOCK_LINES, BLOCK_ROWS
 from xpnn_backends.recording import Kernel
 
 _LONGEST_LINE = 128
+_TOGETHER = 1 << 16
+"""Numbers that are worked on together: they stay in the second-level cache."""
 
 
 def line_length(rows: int, channels: int) -> int:
@@ -50,25 +54,61 @@ def _flat(*arrays: Any) -> list[Any]:
     return [x.reshape(-1) for x in arrays]
 
 
+def _line_sums(numbers: Any) -> Any:
+    """The sums of the lines of each block, in float64.
+
+    A product with ones is several times as fast as `add.reduce`; a block has so few lines that little is lost.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.matmul(np.ones(numbers.shape[1], numbers.dtype), numbers)
+    if not np.isfinite(found).all():
+        return np.add.reduce(numbers, 1, dtype=np.float64)
+    return found.astype(np.float64)
+
+
 def _moments(x: Any, line: int, partial: Any) -> None:
     found = partial.reshape(-1, 2, line)
     for first, numbers in _blocks(line, *_flat(x)):
         here = found[first : first + len(numbers)]
-        means = np.add.reduce(numbers, 1, dtype=np.float64) / numbers.shape[1]
-        here[:, 0] = means
-        here[:, 1] = _squares(numbers, means.astype(x.dtype)[:, None, :])
-        if not np.isfinite(here[:, 1]).all():  # float32 overflows long before the mean does
-            here[:, 1] = _squares(numbers, means[:, None, :])
+        lines = numbers.shape[1]
+        means = _line_sums(numbers) / lines
+        middle = means.astype(x.dtype)
+        off, here[:, 1] = _around(numbers, middle)
+        here[:, 0] = middle + off
+        if not np.isfinite(here).all():  # float32 overflows long before the mean does
+            here[:, 0] = means
+            here[:, 1] = _around(numbers, means)[1]
 
 
-def _squares(numbers: Any, middle: Any) -> Any:
-    """The sums of (numbers - mean)^2 over the lines of each block; the mean is that of x's dtype, a little off."""
-    around = numbers - middle
-    off = np.add.reduce(around, 1, dtype=np.float64) / numbers.shape[1]
+def _around(numbers: Any, middle: Any) -> tuple[Any, Any]:
+    """(the means of numbers - middle over the lines of each block, the sums of (numbers - mean)^2)."""
+    blocks, lines, line = numbers.shape
+    repeats = _repeats(lines, 16)
+    wide = np.tile(middle, (1, repeats))[:, None, :]
+    around = (numbers.reshape(blocks, -1, repeats * line) - wide).reshape(numbers.shape)
+    off = _line_sums(around) / lines
     with np.errstate(over="ignore", invalid="ignore"):
         np.square(around, out=around)
-        # What being off adds to the squares is taken away again.
-        return np.maximum(np.add.reduce(around, 1, dtype=np.float64) - numbers.shape[1] * off * off, 0.0)
+        # What the middle being off adds to the squares is taken away again.
+        return off, np.maximum(_line_sums(around) - lines * off * off, 0.0)
+
+
+def _repeats(lines: int, most: int) -> int:
+    """How many lines are worked on as one, which is faster for NumPy: a divisor of them, and of `most`."""
+    return math.gcd(lines, most)
+
+
+def _cuts(rows: Any) -> Iterator[slice]:
+    """Some rows at a time."""
+    step = max(1, _TOGETHER // max(rows.shape[1], 1))
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
+
+
+def _wide(line: int, *tables: Any, of: Any) -> tuple[int, list[list[Any]]]:
+    """(the length of `of`'s wide lines, for each table its lines, repeated for a wide one)."""
+    repeats = _repeats(of.size // line, BLOCK_LINES)
+    return repeats * line, [[np.tile(row, repeats) for row in table.reshape(-1, line)] for table in tables]
 
 
 MOMENTS = Kernel("batch_moments", _moments, "batch_moments")
@@ -112,48 +152,48 @@ The mean and variance of each channel, and a table of three lines: mean, weight 
 """
 
 
-def _normalize(x: Any, line: int, table: Any, y: Any) -> None:
-    mean, scale, shift = table.reshape(3, line)
-    given, made = x.reshape(-1, line), y.reshape(-1, line)
-    for start in range(0, len(given), 512):  # some lines at a time stay in the cache for all three
-        here = made[start : start + 512]
-        np.subtract(given[start : start + 512], mean, out=here)
-        np.multiply(here, scale, out=here)
-        np.add(here, shift, out=here)
+def _normalize(relu: bool) -> Callable[..., None]:
+    def run(x: Any, line: int, table: Any, y: Any) -> None:
+        wide, [[mean, scale, shift]] = _wide(line, table, of=x)
+        given, made = x.reshape(-1, wide), y.reshape(-1, wide)
+        for cut in _cuts(given):
+            here = made[cut]
+            np.subtract(given[cut], mean, out=here)
+            np.multiply(here, scale, out=here)
+            np.add(here, shift, out=here)
+            if relu:
+                relu_of(here, here)
 
-
-def _normalize_relu(x: Any, line: int, table: Any, y: Any) -> None:
-    _normalize(x, line, table, y)
-    np.maximum(y, 0.0, out=y)
+    return run
 
 
 NORMALIZE: dict[str | None, Kernel] = {
-    None: Kernel("batch_normalize", _normalize, "batch_normalize"),
-    "relu": Kernel("batch_normalize_relu", _normalize_relu, "batch_normalize_relu"),
+    None: Kernel("batch_normalize", _normalize(False), "batch_normalize"),
+    "relu": Kernel("batch_normalize_relu", _normalize(True), "batch_normalize_relu"),
 }
 """activation -> kernel(x, line, table, y): y = f((x - mean) scale + shift)."""
 
 
-def _through(relu: bool, around: Any, dy: Any, scale: Any, shift: Any) -> Any:
-    """dy, or what relu lets through of it, for lines of x - mean."""
-    if not relu:
-        return dy
-    dz = np.empty_like(dy)
-    relu_gradient(around * scale + shift, np.ascontiguousarray(dy), dz)
-    return dz
+def _through(around: Any, dy: Any, scale: Any, shift: Any, room: Any) -> Any:
+    """What relu lets through of dy, for lines of x - mean."""
+    np.multiply(around, scale, out=room)
+    relu_gradient(room, dy, room, -shift)
+    return room
 
 
 def _gradient_sums(relu: bool) -> Callable[..., None]:
     def run(x: Any, dy: Any, line: int, table: Any, partial: Any) -> None:
-        mean, scale, shift = table.reshape(3, line)
+        wide, [[mean, scale, shift]] = _wide(line, table, of=x)
         found = partial.reshape(-1, 2, line)
         for first, numbers, cotangent in _blocks(line, *_flat(x, dy)):
-            around = numbers - mean
-            dz = _through(relu, around, cotangent, scale, shift)
             here = found[first : first + len(numbers)]
-            np.add.reduce(dz, 1, dtype=np.float64, out=here[:, 0])
+            around = numbers.reshape(-1, wide) - mean
+            dz = cotangent.reshape(-1, wide)
+            if relu:
+                dz = _through(around, dz, scale, shift, np.empty_like(around))
+            here[:, 0] = _line_sums(dz.reshape(numbers.shape))
             np.multiply(around, dz, out=around)
-            np.add.reduce(around, 1, dtype=np.float64, out=here[:, 1])
+            here[:, 1] = _line_sums(around.reshape(numbers.shape))
 
     return run
 
@@ -198,13 +238,13 @@ dweight and dbias (an empty one is not wanted), and two lines of factors: the me
 
 def _gradient(relu: bool) -> Callable[..., None]:
     def run(x: Any, dy: Any, line: int, table: Any, factors: Any, dx: Any) -> None:
-        mean, scale, shift = table.reshape(3, line)
-        level, slope = factors.reshape(2, line)
-        given, cotangent, made = (each.reshape(-1, line) for each in (x, dy, dx))
-        for start in range(0, len(given), 512):
-            here = slice(start, start + 512)
+        wide, [[mean, scale, shift], [level, slope]] = _wide(line, table, factors, of=x)
+        given, cotangent, made = (each.reshape(-1, wide) for each in (x, dy, dx))
+        for here in _cuts(given):
             around = given[here] - mean
-            dz = _through(relu, around, cotangent[here], scale, shift)
+            dz = cotangent[here]
+            if relu:
+                dz = _through(around, dz, scale, shift, made[here])
             np.multiply(around, slope, out=around)
             np.subtract(dz, around, out=around)
             np.subtract(around, level, out=around)

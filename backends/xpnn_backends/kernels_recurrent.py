@@ -16,7 +16,7 @@ import numpy as np
 
 from xpnn_backends import fast
 from xpnn_backends.kernels_activations import relu_gradient
-from xpnn_backends.kernels_convolution import _block_address, _tiling, is_native
+from xpnn_backends.kernels_convolution import block_address, is_native, tiling_of
 from xpnn_backends.recording import Kernel, RecordedArray, constant
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -107,19 +107,19 @@ def _tanh_slope(y: Any, made: Any) -> None:
 def packed_size(weight: Any, transposed: bool) -> int:
     """How many numbers the packed weights have; 0 if nothing reads them."""
     rows, columns = weight.shape[::-1] if transposed else weight.shape
-    return rows * int(_tiling(weight.dtype).packed_columns(columns)) if is_native(weight.dtype) else 0
+    return rows * int(tiling_of(weight.dtype).packed_columns(columns)) if is_native(weight.dtype) else 0
 
 
 def _width(batch: int, columns: int, dtype: Any) -> int:
     """The columns of a block of packed weights, for as many rows as a thread has."""
-    tiling = _tiling(dtype)
+    tiling = tiling_of(dtype)
     return int(tiling.vectors(-(-batch // fast.most_parts()), columns)) * int(tiling.lanes)
 
 
 def _native_pack(weight: RecordedArray, transposed: int, batch: int, packed: RecordedArray) -> Any:
     columns = weight.shape[0] if transposed else weight.shape[1]
     width = _width(batch, columns, weight.dtype)
-    return "pack_matrix", (transposed, _tiling(weight.dtype).lanes, width, weight, packed)
+    return "pack_matrix", (transposed, tiling_of(weight.dtype).lanes, width, weight, packed)
 
 
 def _nothing(*_: Any) -> None:
@@ -137,12 +137,12 @@ def _scan(name: str, function: Any, writes: tuple[int, ...], transposed: bool) -
         if not packed.size:
             return None
         columns = weight.shape[0] if transposed else weight.shape[1]
-        address = _block_address("rows", weight.dtype, columns)
+        address = block_address("rows", weight.dtype, columns)
         if not address:
             return None
         width = _width(others[-1].shape[0], columns, weight.dtype)
         table = constant(np.zeros(2, np.int64))
-        return name, (address, _tiling(weight.dtype).lanes, width, table, packed, *others)
+        return name, (address, tiling_of(weight.dtype).lanes, width, table, packed, *others)
 
     return Kernel(name, function, native, writes)
 

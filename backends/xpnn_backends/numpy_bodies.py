@@ -15,7 +15,7 @@ import numpy as np
 
 from xpnn.dispatch import OPS, Body
 from xpnn.ops.embedding import check_scatter
-from xpnn_backends.kernels_activations import relu_gradient
+from xpnn_backends.kernels_activations import relu, relu_gradient
 from xpnn_backends.kernels_optimizers import ADAM, SGD, SGD_MOMENTUM
 
 
@@ -29,7 +29,7 @@ def linear(
     if bias is not None:
         y += bias
     if activation == "relu":
-        np.maximum(y, 0.0, out=y)
+        relu(y, y)
     elif activation == "tanh":
         np.tanh(y, out=y)
     derivative = _DERIVATIVES[activation]
