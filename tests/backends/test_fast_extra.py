@@ -31,7 +31,7 @@ import xpnn.cli
 assert here.reason is None
 for notice in here.notices:
     print("notice", notice)
-print("native", xpnn.get_backend("numpy").native, "xpnn_backends.native" in sys.modules)
+print("native", xpnn.get_backend("numpy").native, "xpnn_backends.native.machine" in sys.modules)
 try:
     xpnn.get_backend("numpy:fast")
 except BackendError as error:

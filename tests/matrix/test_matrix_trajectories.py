@@ -20,10 +20,14 @@ OPTIMIZERS = [
     xpnn.AdamW(0.01),
     xpnn.Nadam(0.01),
     xpnn.Lion(0.01),
+    xpnn.LAMB(0.01),
+    xpnn.LARS(0.1),
+    xpnn.Adafactor(0.01),
+    xpnn.Muon(0.01),
 ]
 
 
-FULL_BATCH = {"barzilai_borwein"}
+FULL_BATCH = {"barzilai_borwein", "lbfgs"}
 """Optimizers that divide differences of gradients by each other and make no sense with mini-batches."""
 
 

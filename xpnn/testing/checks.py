@@ -6,6 +6,7 @@ Discipline is checked in every call: results of the right type, shape, dtype and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xpnn import dispatch, random
@@ -22,6 +23,11 @@ class Outcome(NamedTuple):
 
     values: tuple[Any, ...]
     gradients: tuple[Any, ...]
+
+
+def gradient_positions(arguments: Sequence[Any]) -> list[int]:
+    """The positions of the arguments for which a vjp has an entry: arrays, and None in the place of one."""
+    return [position for position, given in enumerate(arguments) if given is None or hasattr(given, "shape")]
 
 
 def run(
@@ -68,11 +74,12 @@ def run(
             gradients = vjp(cotangents if isinstance(value, tuple) else cotangents[0])
         if not all(same_bits(backend.to_host(c), k) for c, k in zip(cotangents, kept, strict=True)):
             raise CheckError(f"{case.id}: the vjp modified the cotangent that it was given")
-        if len(gradients) < len(arrays):
-            raise CheckError(f"{case.id}: the vjp gave {len(gradients)} gradients for {len(arrays)} array arguments")
-        for index, (array, gradient) in enumerate(zip(arrays, gradients, strict=False)):
+        places = gradient_positions(arguments)
+        if len(gradients) < len(places):
+            raise CheckError(f"{case.id}: the vjp gave {len(gradients)} gradients for {len(places)} array arguments")
+        for index, (position, gradient) in enumerate(zip(places, gradients, strict=False)):
             if gradient is not None:
-                check_array(f"{case.id}: gradient {index}", gradient, backend, array)
+                check_array(f"{case.id}: gradient {index}", gradient, backend, on_device[position])
     for position, (argument, copy) in enumerate(zip(on_device, before, strict=True)):
         if backend.owns(argument) and not same_bits(backend.to_host(argument), copy):
             raise CheckError(f"{case.id}: argument {position} was modified")
@@ -127,10 +134,9 @@ def check_derivative(case: Case, backend: Backend, op: Op | None = None, toleran
     xp = host().xp
     arguments = case.draw()
     outcome = run(case, backend, "float64", arguments, op=op)
-    arrays = [position for position, a in enumerate(arguments) if hasattr(a, "shape")]
     step = 1e-3
     worst = 0.0
-    for order, position in enumerate(arrays):
+    for order, position in enumerate(gradient_positions(arguments)):
         gradient = outcome.gradients[order]
         if gradient is None or arguments[position].dtype != xp.float64:
             continue
