@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnn_backends import workers
 from xpnn_backends.kernels_activations import relu as relu_of
 from xpnn_backends.native.windows import Geometry, Phase, phases
 
@@ -179,8 +178,6 @@ def _cuts(first: int, last: int, numbers: int, block: int) -> list[slice]:
     """The images from `first` to `last` - 1, each of which makes so many numbers, cut into blocks of equal length."""
     count = last - first
     blocks = min(count, -(-count * numbers // block))
-    if blocks > 1:
-        blocks += blocks % 2  # for two threads
     step = max(1, -(-count // max(1, blocks)))
     return [slice(start, min(start + step, last)) for start in range(first, last, step)]
 
@@ -272,33 +269,30 @@ def correlate(x: Any, weight: Any, bias: Any, geometry: Geometry, backward: bool
     targets = [made[:, *(slice(phase.first, None, phase.step) for phase in piece.three), :] for piece in plan.pieces]
     weights: dict[tuple[int, int], Any] = {}
 
-    def run(cuts: Sequence[slice]) -> None:
-        reader, rows = _Source(plan, source, cuts[0].stop - cuts[0].start), _Rows(groups)
-        for cut in cuts:
-            reader.select(cut)
-            for number, piece in enumerate(plan.pieces):
-                target = targets[number][cut]
-                if not all(piece.taps):
-                    target[...] = 0.0
+    reader, rows = _Source(plan, source, cuts[0].stop - cuts[0].start), _Rows(groups)
+    for cut in cuts:
+        reader.select(cut)
+        for number, piece in enumerate(plan.pieces):
+            target = targets[number][cut]
+            if not all(piece.taps):
+                target[...] = 0.0
+                continue
+            if piece.strip > 1 and not reader.is_finite():
+                # The zeros among the weights would carry a NaN or an infinity over to neighbouring places.
+                piece = piece.of_single_places()
+            for lines in _lines(len(target) * numbers, piece.places[1], block):
+                seen, wanted = reader.seen(number, piece)[:, :, lines], target[:, :, lines]
+                if geometry.is_depthwise:
+                    _depthwise(seen, weight.reshape(*geometry.kernel, -1), piece, wanted)
                     continue
-                if piece.strip > 1 and not reader.is_finite():
-                    # The zeros among the weights would carry a NaN or an infinity over to neighbouring places.
-                    piece = piece.of_single_places()
-                for lines in _lines(len(target) * numbers, piece.places[1], block):
-                    seen, wanted = reader.seen(number, piece)[:, :, lines], target[:, :, lines]
-                    if geometry.is_depthwise:
-                        _depthwise(seen, weight.reshape(*geometry.kernel, -1), piece, wanted)
-                        continue
-                    if (number, piece.strip) not in weights:
-                        weights[number, piece.strip] = _weights(weight, geometry, piece, backward)
-                    _multiply(rows(seen), weights[number, piece.strip], wanted)
-            whole = made[cut].reshape(-1, repeats * columns)
-            if bias.size:
-                np.add(whole, line_bias, out=whole)
-            if relu:
-                relu_of(whole, whole)
-
-    workers.share(run, cuts)
+                if (number, piece.strip) not in weights:
+                    weights[number, piece.strip] = _weights(weight, geometry, piece, backward)
+                _multiply(rows(seen), weights[number, piece.strip], wanted)
+        whole = made[cut].reshape(-1, repeats * columns)
+        if bias.size:
+            np.add(whole, line_bias, out=whole)
+        if relu:
+            relu_of(whole, whole)
 
 
 def _each_tap(piece: Piece) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -344,22 +338,19 @@ def weight_gradient(x: Any, dy: Any, geometry: Geometry, sums: Any) -> None:
     bounds = [len(images) * number // len(sums) for number in range(len(sums) + 1)]
     parts = [_cuts(first, last, numbers, block) for first, last in itertools.pairwise(bounds)]
 
-    def run(numbers_of_parts: Sequence[int]) -> None:
-        most = max(cut.stop - cut.start for number in numbers_of_parts for cut in parts[number])
-        reader, rows = _Source(plan, images, most), _Rows(groups)
-        for number in numbers_of_parts:
-            found = np.zeros((groups, piece.depth, piece.strip * outputs // groups), x.dtype)
-            for cut in parts[number]:
-                reader.select(cut)
-                for lines in _lines((cut.stop - cut.start) * numbers, geometry.places[1], block):
-                    seen, cotangent = reader.seen(0, piece)[:, :, lines], places[cut, :, lines]
-                    if geometry.is_depthwise:
-                        _add_depthwise(seen, cotangent, piece, found)
-                    else:
-                        _add_product(rows(seen), cotangent, found)
-            _of_taps(found, piece, geometry, sums[number])
-
-    workers.share(run, range(len(sums)))
+    most = max(cut.stop - cut.start for part in parts for cut in part)
+    reader, rows = _Source(plan, images, most), _Rows(groups)
+    for number in range(len(sums)):
+        found = np.zeros((groups, piece.depth, piece.strip * outputs // groups), x.dtype)
+        for cut in parts[number]:
+            reader.select(cut)
+            for lines in _lines((cut.stop - cut.start) * numbers, geometry.places[1], block):
+                seen, cotangent = reader.seen(0, piece)[:, :, lines], places[cut, :, lines]
+                if geometry.is_depthwise:
+                    _add_depthwise(seen, cotangent, piece, found)
+                else:
+                    _add_product(rows(seen), cotangent, found)
+        _of_taps(found, piece, geometry, sums[number])
 
 
 def _add_product(matrix: Any, cotangent: Any, found: Any) -> None:

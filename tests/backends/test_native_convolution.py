@@ -8,7 +8,7 @@ import pytest
 import xpnn_backends.numpy_backend  # noqa: F401 (makes recorded arrays known)
 from xpnn import dispatch, ops
 from xpnn.ops.linear import FUSABLE
-from xpnn_backends import kernels_convolution
+from xpnn_backends import fast, kernels_convolution
 from xpnn_backends.compiled_step import evaluate_recorded
 from xpnn_backends.fast import why_not
 from xpnn_backends.native.windows import Geometry, correlation, phases
@@ -205,7 +205,7 @@ def _in_parts(function, arrays, parts):
 @pytest.mark.parametrize("name", [name for name in _CONVOLUTIONS if name != "pointwise"])  # that is a linear map
 def test_the_number_of_parts_changes_no_bit(name, parts, monkeypatch):
     shape, weight, settings = _CONVOLUTIONS[name]
-    monkeypatch.setattr(kernels_convolution, "_threads", lambda: parts)
+    monkeypatch.setattr(fast, "most_parts", lambda: parts)
     for cached in (kernels_convolution.layout, kernels_convolution.sum_images):
         cached.cache_clear()
     dy = np.random.default_rng(2).normal(size=ops.conv(np.zeros(shape), np.zeros(weight), **settings)[0].shape)

@@ -1,9 +1,9 @@
-"""Convolutions on plain NumPy: strips of places, cuts into blocks, and the threads that share them."""
+"""Convolutions on plain NumPy: strips of places, and cuts into blocks."""
 
 import numpy as np
 import pytest
 
-from xpnn_backends import numpy_convolution, workers
+from xpnn_backends import numpy_convolution
 from xpnn_backends.native.windows import Geometry
 
 NONE = np.zeros(0, np.float32)
@@ -57,13 +57,11 @@ def test_a_convolution_and_its_gradients_are_exact_on_integers(stride, channels)
 
 
 @pytest.mark.parametrize("block", [64, 700, 5000])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_blocks_and_threads_change_nothing(monkeypatch, block, threads):
+def test_blocks_change_nothing(monkeypatch, block):
     geometry = _geometry()
     given = _numbers(geometry)
     expected = _results(geometry, *given)
     monkeypatch.setattr(numpy_convolution, "_BLOCK", block)
-    monkeypatch.setattr(workers, "count", lambda: threads)
     for got, wanted in zip(_results(geometry, *given), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
@@ -80,35 +78,3 @@ def test_a_number_that_is_not_finite_stays_under_its_windows(value):
     wanted = np.zeros_like(touched)
     wanted[2, 4:7, 5:8] = True
     np.testing.assert_array_equal(touched, wanted)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_part_is_worked_on_once(monkeypatch, threads):
-    monkeypatch.setattr(workers, "count", lambda: threads)
-    seen = np.zeros(7, int)
-
-    def run(parts):
-        for part in parts:
-            seen[part] += 1
-
-    workers.share(run, range(7))
-    np.testing.assert_array_equal(seen, np.ones(7))
-
-
-def test_an_error_on_another_thread_arrives(monkeypatch):
-    monkeypatch.setattr(workers, "count", lambda: 2)
-
-    def run(parts):
-        if 3 in parts:
-            raise ValueError("part 3")
-
-    with pytest.raises(ValueError, match="part 3"):
-        workers.share(run, range(4))
-
-
-def test_the_error_state_of_numpy_counts_on_all_threads(monkeypatch):
-    monkeypatch.setattr(workers, "count", lambda: 2)
-    with np.errstate(over="ignore"):
-        workers.share(lambda parts: np.exp(np.full(3, 1e4)), range(4))
-    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
-        workers.share(lambda parts: np.exp(np.full(3, 1e4)) if 3 in parts else None, range(4))
