@@ -117,7 +117,7 @@ def _encode(value: Any, seen: dict[int, tuple[int, Configurable]]) -> Any:
         }
     raise ConfigError(
         f"{value!r} cannot be written into a model file: only numbers, strings, lists and xpnn objects can. "
-        "Give the function a class of its own (a subclass of xpnn.Layer) to save the network."
+        "Give the function a class of its own, a subclass of xpnn.Layer (or of xpnn.schedules.Schedule), to save it."
     )
 
 
