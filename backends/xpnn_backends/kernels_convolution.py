@@ -143,13 +143,9 @@ def layout(geometry: Geometry, backward: int, batch: int, dtype: Any) -> Layout:
 
 def block_address(kind: str, dtype: Any, columns: int) -> int:
     """The address of the tiles of that kind; 0, and no native kernels from now on, if they do not compile."""
-    from xpnn_backends.native import tiles
+    from xpnn_backends.native import machine, tiles
 
-    try:
-        return int(tiles.compiled_block(kind, _CODES[np.dtype(dtype).name], columns).address)
-    except Exception as error:  # Numba, LLVM and the disk have errors of their own
-        fast.give_up(error)
-        return 0
+    return int(machine.compiled_address(tiles.compiled_block, kind, _CODES[np.dtype(dtype).name], columns))
 
 
 def _words(numbers: list[int]) -> RecordedArray:

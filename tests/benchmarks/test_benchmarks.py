@@ -26,10 +26,12 @@ def report(tmp_path, script, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("script", "networks"), [("step.py", "xor,small"), ("predict.py", "1,32"), ("overhead.py", "xor")]
+    ("script", "networks"),
+    [("step.py", "xor,small"), ("predict.py", "1,32"), ("overhead.py", "xor"), ("convolution.py", "few")],
 )
 def test_report(tmp_path, script, networks):
-    contenders = {"xpnn", "xpnn-fast", *({"fit", "fit-fast"} if script == "overhead.py" else {"bare"})}
+    others = {"overhead.py": {"fit", "fit-fast"}, "convolution.py": set()}
+    contenders = {"xpnn", "xpnn-fast", *others.get(script, {"bare"})}
     found, printed = report(tmp_path, script, "--networks", networks, "--contenders", ",".join(contenders))
     assert set(found["networks"]) == set(networks.split(","))
     assert not found["machine"]["BLAS of xpnn"].startswith("unknown")

@@ -169,7 +169,7 @@ class Machine:
             if not self._encode(token, operand, words, patches):
                 return False
             sizes.append(operand.size if isinstance(operand, RecordedArray) else 0)
-        kernel = _compiled_address(registry.compiled, name, dtype)
+        kernel = compiled_address(registry.compiled, name, dtype)
         if not kernel:
             return False
         start = len(self._words)
@@ -235,7 +235,7 @@ class Machine:
         together = strides[2] == dtype.itemsize
         gather = 0
         if converted or not together:
-            gather = _compiled_address(strided.compiled_gather, wanted)
+            gather = compiled_address(strided.compiled_gather, wanted)
             if not gather:
                 return False
         words += [address, int(converted), _CODES[dtype], *strides, gather]
@@ -337,7 +337,7 @@ def _working_dtype(tokens: list[str], operands: tuple[Any, ...]) -> str | None:
     return "f4"
 
 
-def _compiled_address(compiled: Callable[..., Any], *key: str) -> int:
+def compiled_address(compiled: Callable[..., Any], *key: Any) -> int:
     """The address of a compiled function; 0, and no native kernels from now on, if it does not compile."""
     try:
         return int(compiled(*key).address)
