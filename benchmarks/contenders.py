@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -50,15 +51,15 @@ def torch_channels_last(spec: Spec | Deep) -> Calls:
     return _torch(spec, fused=True, channels_last=True)
 
 
-def _torch_parts(spec: Spec | Deep, channels_last: bool = False) -> tuple[Any, Any, Any]:
+def torch_parts(spec: Spec | Deep, channels_last: bool = False, device: str = "cpu") -> tuple[Any, Any, Any]:
     """(network, inputs, targets)."""
     import torch
 
-    inputs, targets = (torch.from_numpy(array) for array in data(spec))
+    inputs, targets = (torch.from_numpy(array).to(device) for array in data(spec))
     if not isinstance(spec, Deep):
-        return models.torch_network(spec.sizes, spec.activation), inputs, targets
+        return models.torch_network(spec.sizes, spec.activation).to(device), inputs, targets
     torch.manual_seed(0)
-    net = spec.torch()
+    net = spec.torch().to(device)
     if spec.is_image:
         inputs = inputs.permute(0, 3, 1, 2).contiguous()
     if channels_last:
@@ -69,18 +70,27 @@ def _torch_parts(spec: Spec | Deep, channels_last: bool = False) -> tuple[Any, A
 
 
 def _torch(spec: Spec | Deep, fused: bool, channels_last: bool = False) -> Calls:
-    net, inputs, targets = _torch_parts(spec, channels_last)
-    return _torch_steps(net, spec, fused, inputs, targets)
+    net, inputs, targets = torch_parts(spec, channels_last)
+    return torch_steps(net, spec, fused, inputs, targets)
 
 
-def _torch_steps(net: Any, spec: Spec | Deep, fused: bool, inputs: Any, targets: Any) -> Calls:
+def torch_steps(
+    net: Any,
+    spec: Spec | Deep,
+    fused: bool,
+    inputs: Any,
+    targets: Any,
+    autocast: Any = contextlib.nullcontext,
+) -> Calls:
+    """Steps as PyTorch's tutorials write them; network and loss are computed in a block of `autocast()`."""
     criterion = models.torch_loss(spec.loss)
     optimizer = models.torch_optimizer(net, spec.optimizer, fused)
 
     def steps(count: int) -> float:
         for _ in range(count):
             optimizer.zero_grad(set_to_none=True)
-            value = criterion(net(inputs), targets)
+            with autocast():
+                value = criterion(net(inputs), targets)
             value.backward()
             optimizer.step()
         return value.item()
@@ -95,9 +105,9 @@ def torch_compile(spec: Spec | Deep) -> Calls:
     """
     import torch
 
-    net, inputs, targets = _torch_parts(spec)
+    net, inputs, targets = torch_parts(spec)
     if isinstance(spec, Deep):
-        return _torch_steps(torch.compile(net, dynamic=False), spec, True, inputs, targets)
+        return torch_steps(torch.compile(net, dynamic=False), spec, True, inputs, targets)
     step, _ = models.torch_compiled_step(net, spec.loss, spec.optimizer)
 
     def steps(count: int) -> float:
@@ -112,7 +122,7 @@ def jax(spec: Spec | Deep) -> Calls:
     """JAX: the whole step in one jit, the state donated, the batch on the device."""
     if isinstance(spec, Deep):
         parameters, forward = spec.jax()
-        return _jax(spec, parameters, models.jax_step_of(forward, spec.loss, spec.optimizer))
+        return jax_steps(spec, parameters, models.jax_step_of(forward, spec.loss, spec.optimizer))
     return _jax_dense(spec, models.jax_step)
 
 
@@ -124,10 +134,11 @@ def jax_flat(spec: Spec | Deep) -> Calls:
 
 def _jax_dense(spec: Spec, make_step: Any) -> Calls:
     made = make_step(spec.sizes, spec.activation, spec.loss, spec.optimizer)
-    return _jax(spec, models.jax_parameters(spec.sizes), made)
+    return jax_steps(spec, models.jax_parameters(spec.sizes), made)
 
 
-def _jax(spec: Spec | Deep, parameters: Any, made: tuple[Any, Any]) -> Calls:
+def jax_steps(spec: Spec | Deep, parameters: Any, made: tuple[Any, Any]) -> Calls:
+    """Steps of (step, start), as `models.jax_step_of` returns them."""
     import jax
 
     inputs, targets = (jax.numpy.asarray(array) for array in data(spec))

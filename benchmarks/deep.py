@@ -6,6 +6,7 @@ Inputs have their channels last. PyTorch gets images with its channels first, on
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -331,35 +332,43 @@ def _lstm_products(batch: int) -> list[tuple[int, int, int, int]]:
 
 # A transformer block: Vaswani et al. (2017), the norms in front, GELU
 
-_WIDTH, _HEADS, _LENGTH, _INNER = 256, 4, 128, 1024
+
+class _Block(NamedTuple):
+    """The sizes of a transformer block: features, heads, time steps, units of the part that is dense."""
+
+    width: int
+    heads: int
+    length: int
+    inner: int
 
 
-def _transformer_xpnn() -> list[Any]:
+def _transformer_xpnn(block: _Block) -> list[Any]:
     import xpnn
 
-    return [xpnn.TransformerEncoderBlock(_HEADS, _INNER, dropout=0.0, activation="gelu", norm_first=True)]
+    return [xpnn.TransformerEncoderBlock(block.heads, block.inner, dropout=0.0, activation="gelu", norm_first=True)]
 
 
-def _transformer_torch() -> Any:
+def _transformer_torch(block: _Block) -> Any:
     from torch import nn
 
     return nn.TransformerEncoderLayer(
-        _WIDTH, _HEADS, _INNER, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        block.width, block.heads, block.inner, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
 
 
-def _transformer_jax() -> tuple[Any, Any]:
+def _transformer_jax(block: _Block) -> tuple[Any, Any]:
     import jax
     import jax.numpy as jnp
 
     make = _JaxParameters()
-    ones, zeros = jnp.ones(_WIDTH, "float32"), jnp.zeros(_WIDTH, "float32")
+    width, heads = block.width, block.heads
+    ones, zeros = jnp.ones(width, "float32"), jnp.zeros(width, "float32")
     parameters = (
-        [make.dense(_WIDTH, _WIDTH) for _ in range(4)],
+        [make.dense(width, width) for _ in range(4)],
         (ones, zeros),
         (jnp.array(ones), jnp.array(zeros)),
-        make.dense(_WIDTH, _INNER),
-        make.dense(_INNER, _WIDTH),
+        make.dense(width, block.inner),
+        make.dense(block.inner, width),
     )
 
     def norm(x: Any, scale: Any) -> Any:
@@ -369,9 +378,9 @@ def _transformer_jax() -> tuple[Any, Any]:
     def forward(parameters: Any, x: Any) -> Any:
         projections, first, second, widen, narrow = parameters
         normal = norm(x, first)
-        size = _WIDTH // _HEADS
+        size = width // heads
         query, key, value = (
-            (normal @ weight + bias).reshape(*x.shape[:2], _HEADS, size) for weight, bias in projections[:3]
+            (normal @ weight + bias).reshape(*x.shape[:2], heads, size) for weight, bias in projections[:3]
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / size**0.5
         mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value).reshape(x.shape)
@@ -382,14 +391,31 @@ def _transformer_jax() -> tuple[Any, Any]:
     return parameters, forward
 
 
-def _transformer_products(batch: int) -> list[tuple[int, int, int, int]]:
-    rows, size = batch * _LENGTH, _WIDTH // _HEADS
-    projections = 4 * _three(rows, _WIDTH, _WIDTH)
-    wide = _three(rows, _WIDTH, _INNER) + _three(rows, _INNER, _WIDTH)
+def _transformer_products(block: _Block, batch: int) -> list[tuple[int, int, int, int]]:
+    width, length = block.width, block.length
+    rows, size = batch * length, width // block.heads
+    projections = 4 * _three(rows, width, width)
+    wide = _three(rows, width, block.inner) + _three(rows, block.inner, width)
     # Forward: scores and mixture; backward: two products for each of them.
-    heads = batch * _HEADS
-    attention = [(3 * heads, _LENGTH, size, _LENGTH), (3 * heads, _LENGTH, _LENGTH, size)]
+    heads = batch * block.heads
+    attention = [(3 * heads, length, size, length), (3 * heads, length, length, size)]
     return projections + wide + attention
+
+
+def transformer(name: str, batch: int, width: int, heads: int, length: int, inner: int) -> Deep:
+    """A transformer block of these sizes."""
+    block = _Block(width, heads, length, inner)
+    return Deep(
+        name,
+        f"transformer block {width}, {heads} heads, length {length}, Adam, batch {batch}",
+        (length, width),
+        "mse",
+        batch,
+        partial(_transformer_xpnn, block),
+        partial(_transformer_torch, block),
+        partial(_transformer_jax, block),
+        partial(_transformer_products, block),
+    )
 
 
 DEEP = {
@@ -428,16 +454,6 @@ DEEP = {
             _lstm_jax,
             _lstm_products,
         ),
-        Deep(
-            "transformer",
-            "transformer block 256, 4 heads, length 128, Adam, batch 16",
-            (_LENGTH, _WIDTH),
-            "mse",
-            16,
-            _transformer_xpnn,
-            _transformer_torch,
-            _transformer_jax,
-            _transformer_products,
-        ),
+        transformer("transformer", 16, width=256, heads=4, length=128, inner=1024),
     )
 }

@@ -53,3 +53,16 @@ step() {
     shift
     "$@" || { echo "failed: $*" >&2; exit 1; }
 }
+
+# need_compiler: sees to it that there is a g++; installs it where that is allowed.
+need_compiler() {
+    if ! command -v g++ >/dev/null 2>&1; then
+        echo "g++ is needed to compile CUDA sources for the processor"
+        if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+            apt-get update -qq && apt-get install -y -qq g++ >/dev/null
+        else
+            echo "install it first; on Debian and Ubuntu: apt-get install g++" >&2
+            exit 1
+        fi
+    fi
+}

@@ -1,49 +1,63 @@
 #!/bin/sh
-# Runs the tests that have rows, on numpy and cupy, both required, on a machine with an NVIDIA GPU.
+# All that only a machine with an NVIDIA GPU can show, in less than 8 minutes: the matrix's rows on CuPy and as CUDA
+# graphs, the kernels against NumPy, and the benchmark beside PyTorch and JAX. Writes a report; see ci/gpu_report.py.
 #
-#   sh ci/gpu.sh                      makes .venv-gpu with CuPy for the driver's CUDA version
-#   PYTHON=... sh ci/gpu.sh --as-is   uses that Python as it is, and installs nothing
+#   sh ci/gpu.sh                         makes .venv-gpu with CuPy for the driver's CUDA version
+#   sh ci/gpu.sh --peers                 the same, with PyTorch and JAX for the benchmark (large downloads)
+#   PYTHON=... sh ci/gpu.sh --as-is      uses that Python as it is, and installs nothing
+#
+# Further arguments, after these:
+#   --quick, --bench                     the tests only; the benchmark only
+#   --out DIR                            where the report goes; benchmarks/gpu without it
+#   --steps graphs,matrix                these steps only
+#   -- --only small --rounds 9           what follows goes to benchmarks/gpu.py
+#
+# XPNN_COMMIT names the commit in the report where git cannot.
 #
 # Packages needed for --as-is, in that Python or unpacked in a directory of PYTHONPATH:
-#   the library    numpy, cupy-cuda12x or cupy-cuda13x 14.2, array-api-compat, rich, safetensors, typer
-#   the tests      array-api-strict, hypothesis, jax, pandas, pytest, scikit-learn
-#   what these need (where installed without dependencies)
-#     rich           markdown-it-py, mdurl, pygments
-#     typer          annotated-doc, shellingham, pydantic, pydantic-core, annotated-types, typing-extensions,
-#                    typing-inspection
-#     pandas         python-dateutil
-#     scikit-learn   cloudpickle, joblib, narwhals, scipy, threadpoolctl
+#   the library    numpy, cupy-cuda12x or cupy-cuda13x 14.2, ml_dtypes, array-api-compat, rich, safetensors, typer
+#   its speed      nvmath-python 1.0 (which needs cuda-bindings, cuda-core and cuda-pathfinder >= 1.5.1),
+#                  nvidia-cudnn-frontend 1.24 to 1.28 (which needs nothing), nvidia-cublas, nvidia-cudnn-cu13
+#   the tests      array-api-strict, hypothesis, jax, pandas, pytest, pytest-xdist, scikit-learn
+#   the benchmark  torch and jax with CUDA; a contender that is missing is left out
+# Where PyTorch and JAX for CUDA 13 are installed with CuPy and the tests' packages, these four are missing as a rule:
+#   array-api-compat, array-api-strict, nvmath-python, nvidia-cudnn-frontend
 set -eu
 cd "$(dirname "$0")/.."
 . ci/environment.sh
 
+as_is=no
+peers=no
+while [ $# -gt 0 ]; do
+    case $1 in
+        --as-is) as_is=yes; shift ;;
+        --peers) peers=yes; shift ;;
+        *) break ;;
+    esac
+done
+
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || {
-    echo "no NVIDIA driver here (nvidia-smi does not run): the cupy rows need a GPU" >&2
+    echo "no NVIDIA driver here (nvidia-smi does not run): this needs a GPU" >&2
     exit 1
 }
-if [ "${1:-}" = "--as-is" ]; then
+if [ "$as_is" = yes ]; then
     python=$(python_for_xpnn)
     export PYTHONPATH="$PWD:$PWD/backends${PYTHONPATH:+:$PYTHONPATH}"
 else
     cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: *\([0-9]*\)\..*/\1/p')
     case $cuda in
-        12) extra=cuda12 ;;
-        1[3-9]) extra=cuda13 ;;
+        12) extra=cuda12; jax=cuda12 ;;
+        1[3-9]) extra=cuda13-fast; jax=cuda13 ;;
         *) echo "the driver supports CUDA ${cuda:-of unknown version}; CuPy 14 needs 12 or later" >&2; exit 1 ;;
     esac
     make_environment .venv-gpu
     install .venv-gpu -e ".[test,$extra]"
+    if [ "$peers" = yes ]; then
+        install .venv-gpu torch "jax[$jax]"
+    fi
     python=$PWD/.venv-gpu/bin/python
 fi
 
-export XPNN_TEST_BACKENDS=numpy,cupy
-export XPNN_REQUIRE_BACKENDS=numpy,cupy
 # In the cupy rows nothing may be silently rounded to TF32.
 unset CUPY_TF32 || true
-# JAX has no row here; on a GPU it would take most of the memory as soon as a test imports it.
-export JAX_PLATFORMS=cpu
-step "backends" "$python" -m xpnn backends
-step "the matrix and all other tests with rows" "$python" -m pytest -q tests/matrix tests/backends tests/training \
-    tests/layers tests/losses tests/ops tests/optimizers tests/test_*.py
-step "gradient check, with the errors" "$python" -m xpnn check --backends numpy,cupy --require numpy,cupy
-step "one network on both" "$python" examples/same_on_every_backend.py --backend cupy
+exec "$python" ci/gpu_report.py "$@"

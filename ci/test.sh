@@ -1,18 +1,21 @@
 #!/bin/sh
 # Sets up .venv-test and runs every check that needs no GPU. Needs Python 3.11 or later, nothing else.
 #
-#   sh ci/test.sh            rows numpy, strict and jax
-#   sh ci/test.sh torch      PyTorch's row and the comparisons with PyTorch too (a large download)
+#   sh ci/test.sh                      rows numpy, strict and jax
+#   sh ci/test.sh torch                PyTorch's row and the comparisons with PyTorch too (a large download)
+#   sh ci/test.sh torch emulated-gpu   CuPy too, on an emulated GPU, and all CUDA sources compiled (needs g++ 12)
 set -eu
 cd "$(dirname "$0")/.."
 . ci/environment.sh
 
 extras="test,lint"
+emulated=no
 required="numpy,numpy-readonly,numpy-compiled,numpy-fast,strict,strict-no64,jax"
 for argument in "$@"; do
     case $argument in
         torch) extras="$extras,torch"; required="$required,torch" ;;
-        *) echo "usage: sh ci/test.sh [torch]" >&2; exit 2 ;;
+        emulated-gpu) extras="$extras,emulated-gpu"; emulated=yes; need_compiler ;;
+        *) echo "usage: sh ci/test.sh [torch] [emulated-gpu]" >&2; exit 2 ;;
     esac
 done
 
@@ -33,6 +36,17 @@ step "types" "$bin/mypy"
 step "documentation" "$bin/pdoc" --docformat google --output-directory build/docs xpnn xpnn_backends.numpy_backend
 # The table of rows at the end says which did not run and why: no list of each skipped test as well.
 step "tests and the backend matrix" "$bin/python" -m pytest -n "${XPNN_TEST_WORKERS:-2}" -q -r fE
+if [ $emulated = yes ]; then
+    # What these tests would be skipped without:
+    step "CuPy, nvmath and the compilers" "$bin/python" -c "import cupy, nvmath, cudnn, cupy_backends.cuda.libs.nvrtc"
+    step "CUDA sources and cuDNN plans, for GPUs that are not here" "$bin/python" -m pytest -q -r fE \
+        -n "${XPNN_TEST_WORKERS:-2}" tests/backends/test_cuda_sources.py tests/backends/test_cudnn_plans.py
+    step "CuPy on an emulated GPU" env PYTHONPATH="$PWD/tests" XPNN_TEST_BACKENDS=numpy,cupy,cupy-graph \
+        XPNN_REQUIRE_BACKENDS=numpy,cupy,cupy-graph "$bin/python" -m pytest -q -r fE -n "${XPNN_TEST_WORKERS:-2}" \
+        -p emulated_gpu.plugin tests/emulated_gpu tests/matrix tests/layers tests/losses tests/ops tests/optimizers \
+        tests/training tests/backends/test_cupy_*.py tests/backends/test_backend_contract.py tests/test_*.py
+    required="$required; CuPy on an emulated GPU"
+fi
 unset XPNN_REQUIRE_BACKENDS
 step "wheel and sdist" sh ci/package.sh "$bin/python"
 echo

@@ -16,7 +16,7 @@ import contextlib
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
@@ -25,6 +25,22 @@ from typing import Any, ClassVar, NamedTuple, cast
 from xpnn import dispatch
 from xpnn.dispatch import Array, Body, Kind
 from xpnn.errors import BackendError
+
+
+class Memory(NamedTuple):
+    """The memory of one device, in bytes.
+
+    Attributes:
+        free: what nobody holds: neither this process nor another one.
+        total: all that the device has.
+        pool: what the library holds of it in this process, in use or ready to be used again.
+        live: the part of the pool that arrays occupy.
+    """
+
+    free: int
+    total: int
+    pool: int
+    live: int
 
 
 class Backend:
@@ -38,15 +54,21 @@ class Backend:
         device_name: the device part of the spec; "" is the library's default device.
         blocked: True where arrays have no views: the parameter vector is then one block per parameter.
         one_device: True where arrays of this library can lie on one device only.
+        streams: True where data of the host that are too large for the device stay there, and travel in batches.
         overrides: op name -> faster body for this library's arrays.
         array_packages: the top-level packages that define its array types.
+        precisions: what `Network(precision=...)` may be here.
+        half_dtypes: "float16" and "bfloat16" -> the library's dtype object (what `x.dtype` is), where it has them.
     """
 
     name: ClassVar[str]
     blocked: ClassVar[bool] = False
     one_device: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
     overrides: ClassVar[Mapping[str, Body]] = {}
     array_packages: ClassVar[tuple[str, ...]] = ()
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    half_dtypes: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, device_name: str = "") -> None:
         self.device_name = device_name
@@ -66,6 +88,11 @@ class Backend:
     def describe_device(cls, name: str) -> str:
         """What hides behind one of `devices()`, such as the name of a GPU; "" where the device part says it all."""
         return ""
+
+    @classmethod
+    def device_memory(cls, name: str) -> Memory | None:
+        """The memory of one of `devices()`, or of the default device, ""; None where the library keeps no account."""
+        return None
 
     @classmethod
     def own_ops(cls) -> set[str]:
@@ -112,13 +139,20 @@ class Backend:
         """What a user should know of the library on this machine: one line each, with what mends it."""
         return []
 
+    def computing(self, precision: str) -> contextlib.AbstractContextManager[Any]:
+        """A block in which the library computes as one of `precisions` says; entered around each step.
+
+        The arrays of a step in half precision are of that dtype: only what the dtype does not say is left to do here.
+        """
+        return contextlib.nullcontext()
+
     def discipline(self) -> contextlib.AbstractContextManager[Any]:
         """A block in which the library refuses what would not run, or would wait, on some device; for tests."""
         return contextlib.nullcontext()
 
     def dtype(self, name: str) -> Any:
         """The library's dtype object for a name such as "float32". Raises BackendError where it has none."""
-        found = getattr(self.xp, name, None)
+        found = self.half_dtypes.get(name, getattr(self.xp, name, None))
         if found is None:
             raise BackendError(f"backend {self.spec!r} has no dtype {name!r}")
         return found
@@ -136,7 +170,10 @@ class Backend:
                 return self.xp.asarray(x, device=self.device)
             wanted = self.dtype(dtype)
             if not self.owns(x):
-                x = host().xp.asarray(x, dtype=getattr(host().xp, dtype))
+                # NumPy has no bfloat16: such numbers travel as float32.
+                x = host().xp.asarray(x, dtype=getattr(host().xp, "float32" if dtype == "bfloat16" else dtype))
+                if dtype == "bfloat16":
+                    return self.xp.astype(self.xp.asarray(x, device=self.device), wanted)
             return self.xp.asarray(x, dtype=wanted, device=self.device)
 
     def to_host(self, x: Array) -> Any:
@@ -159,6 +196,40 @@ class Backend:
         """A copy of x that shares no memory with it."""
         with self.context():
             return self.xp.asarray(x, copy=True)
+
+    def memory(self) -> Memory | None:
+        """The memory of this device; None where the library keeps no account of it."""
+        return self.device_memory(self.device_name)
+
+    def keeps(self, byte_count: int) -> bool:
+        """True if a data set of the host of that many bytes moves to the device as a whole.
+
+        Else it stays on the host, and its rows travel by `batches`. Asked only where `streams` is set.
+        """
+        return True
+
+    def batches(
+        self, arrays: Sequence[Array], dtypes: Sequence[str], size: int, order: Array | None = None
+    ) -> Generator[tuple[Array, ...]]:
+        """Rows of host arrays on this device, `size` of them at a time; the last ones may be fewer.
+
+        The arrays of a batch hold it only until the next one is asked for: their memory may then be used again. Close
+        the generator if you leave it before its end.
+
+        Args:
+            arrays: of the host, all of one length.
+            dtypes: what each is converted to.
+            size: rows in a batch.
+            order: the numbers of the rows to go through, on the host; None takes all rows as they stand.
+        """
+        count = int(arrays[0].shape[0] if order is None else order.shape[0])
+        take = host().xp.take
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            yield tuple(
+                self.asarray(array[start:stop] if order is None else take(array, order[start:stop], axis=0), dtype)
+                for array, dtype in zip(arrays, dtypes, strict=True)
+            )
 
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A faster function with the results of `step(state, batch)`; here, the step itself.
@@ -309,6 +380,7 @@ class BackendInfo(NamedTuple):
         devices: the device parts that a spec may have, with what hides behind them: "0 (NVIDIA H200)".
         overrides: the names of the ops that have a faster body here which is in use: none where overrides are off.
         notices: what a user should know of it on this machine, one line each.
+        memory: device part -> the memory of that device, where the library keeps account of it.
     """
 
     name: str
@@ -317,6 +389,7 @@ class BackendInfo(NamedTuple):
     devices: tuple[str, ...]
     overrides: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    memory: Mapping[str, Memory] = {}
 
 
 def describe_backends() -> list[BackendInfo]:
@@ -328,12 +401,16 @@ def describe_backends() -> list[BackendInfo]:
             table.append(BackendInfo(name, installed_version(name), loaded, (), ()))
             continue
         devices = []
+        memory = {}
         for device in loaded.devices():
             description = loaded.describe_device(device)
             devices.append(f"{device} ({description})" if description else device)
+            known = loaded.device_memory(device)
+            if known is not None:
+                memory[device] = known
         overrides = tuple(sorted(loaded.own_ops())) if dispatch.overrides_active() else ()
         notices = tuple(loaded.notices())
-        table.append(BackendInfo(name, installed_version(name), None, tuple(devices), overrides, notices))
+        table.append(BackendInfo(name, installed_version(name), None, tuple(devices), overrides, notices, memory))
     return table
 
 
@@ -417,7 +494,15 @@ def _kind_of_type(kind: type) -> Kind | None:
             if isinstance(loaded, str):
                 return None
             overrides = dict(loaded.overrides)
-            return Kind(name, loaded.namespace(), loaded.device_of, loaded.one_device, overrides, loaded.device_label)
+            return Kind(
+                name,
+                loaded.namespace(),
+                loaded.device_of,
+                loaded.one_device,
+                overrides,
+                loaded.device_label,
+                frozenset(loaded.half_dtypes.values()),
+            )
     return None
 
 

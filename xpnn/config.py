@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from xpnn.errors import ConfigError
@@ -201,3 +201,15 @@ def check_number(name: str, value: Any, wanted: str, accept: Callable[[float], b
     if isinstance(value, (bool, str)) or not accept(number):
         raise ConfigError(f"{name}={value!r} makes no sense; give {wanted}")
     return number
+
+
+def classes_in(value: Any) -> Iterator[type]:
+    """The class of each xpnn object inside `value`."""
+    if isinstance(value, Configurable):
+        yield type(value)
+        yield from classes_in(value.arguments())
+    elif isinstance(value, dict):
+        yield from classes_in(tuple(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from classes_in(item)

@@ -41,6 +41,7 @@ class Kind(NamedTuple):
         one_device: True if all arrays of this type lie on one device.
         overrides: op name -> faster body for this type.
         label_of: device object -> the device part of a spec.
+        half_dtypes: the dtypes of half precision that arrays of this type may have; none for most.
     """
 
     backend: str
@@ -49,6 +50,7 @@ class Kind(NamedTuple):
     one_device: bool
     overrides: dict[str, Body]
     label_of: Callable[[Any], str] = str
+    half_dtypes: frozenset[Any] = frozenset()
 
 
 _NOT_ARRAYS = frozenset({type(None), bool, int, float, str, tuple, list, dict})
@@ -139,6 +141,10 @@ class Op:
                 "arrays of that type; pass an array (of NumPy, CuPy, PyTorch, JAX or array-api-strict)"
             )
         body = known.overrides.get(self.name, self.generic) if _overrides_active else self.generic
+        if known.half_dtypes:
+            from xpnn.half_precision import in_float32  # which imports this module
+
+            body = in_float32(body)
         if not known.one_device:
             body = _device_checked(self, body, known, arguments)
         _refuse_mixture(self, arguments)
@@ -189,9 +195,21 @@ def _kind(kind: type) -> Kind | None:
     if known is None and kind not in _NOT_ARRAYS:
         known = _resolve_kind(kind)
         if known is not None:
-            _kinds[kind] = known
-            _namespaces[kind] = known.namespace
+            register_kind(kind, known)
     return known
+
+
+class _HalfDtypes(dict[type, frozenset[Any]]):
+    """Looked up for every argument of every call, so that a type which was met before costs no call of a function."""
+
+    def __missing__(self, kind: type) -> frozenset[Any]:
+        known = _kind(kind)
+        found = self[kind] = frozenset() if known is None else known.half_dtypes
+        return found
+
+
+HALF_DTYPES = _HalfDtypes()
+"""Type -> the dtypes of half precision that its arrays may have; none for most, and for what is no array."""
 
 
 def _no_backends(kind: type) -> Kind | None:
@@ -205,6 +223,7 @@ def register_kind(kind: type, known: Kind) -> None:
     """Make an array type (or a number type) known."""
     _kinds[kind] = known
     _namespaces[kind] = known.namespace
+    HALF_DTYPES[kind] = known.half_dtypes
 
 
 def set_kind_resolver(resolve: Callable[[type], Kind | None]) -> None:

@@ -27,6 +27,10 @@ class CheckpointError(XpnnError, ValueError):
     """A model file is missing, damaged, or does not fit the network."""
 
 
+class OutOfMemoryError(XpnnError, MemoryError):
+    """The memory of a device does not hold what a call needs, not even after all caches were freed."""
+
+
 class CheckError(XpnnError, AssertionError):
     """A gradient check or a comparison of backends found a difference."""
 

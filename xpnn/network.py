@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xpnn import dispatch
-from xpnn.backend import Backend, get_backend
-from xpnn.config import Configurable, by_name, encode
+from xpnn.backend import Backend, get_backend, host
+from xpnn.config import Configurable, by_name, classes_in, encode
 from xpnn.dispatch import Array
 from xpnn.errors import ConfigError, DeviceError, ShapeError
-from xpnn.layers import Layer, Run, Sequential
+from xpnn.layers import Layer, Sequential
 from xpnn.layers.layer import as_input_shape, checked_build
 from xpnn.losses import LOSSES, Loss, check_output
 from xpnn.metrics import Metric, metrics_from
 from xpnn.optimizers import OPTIMIZERS, Optimizer
-from xpnn.parameters import Layout, Vector, collect
+from xpnn.parameters import Layout, NamedParameters, Vector, collect
 from xpnn.random import check_seed
 from xpnn.training.callbacks import Callback
-from xpnn.training.data import check_batch_size, enter_data, enter_inputs, numbers_on_host, rows_of
-from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit, release
+from xpnn.training.data import (
+    HostData,
+    check_batch_size,
+    count_samples,
+    enter_data,
+    enter_samples,
+    numbers_on_host,
+    rows_of,
+)
+from xpnn.training.fit import EVALUATION_BATCH, evaluate, fit, predict_batches, release
 from xpnn.training.history import History
-from xpnn.training.move import move_slots
+from xpnn.training.move import move_scaling, move_slots
+from xpnn.training.precision import precision_for
 from xpnn.training.state import TrainingState
 from xpnn.training.step import (
     Batch,
@@ -32,6 +41,7 @@ from xpnn.training.step import (
     Step,
     gather_rows,
     make_evaluation_step,
+    make_gradient_function,
     make_prediction_step,
     make_step,
 )
@@ -58,12 +68,15 @@ class Network:
         layers: the layers, or one list of them.
         backend: a spec such as "numpy" or "cupy:1"; without one, the current backend (see `xpnn.use_backend`).
         dtype: "float32" or "float64"; of the parameters and of everything computed from them.
+        precision: how layers compute, where the backend can do it in more ways than one: "float32", "tf32", "bfloat16"
+            or "float16" (see `xpnn.training.precision`). Parameters and results stay what `dtype` says.
         seed: decides the initial weights, the order of the data and the dropout masks, on every backend alike.
         input_shape: the shape of one input sample, without the batch; for a network with several inputs, a tuple with
             the shape of each.
 
     Attributes:
         root: the layers, as one Sequential.
+        precision: may be set anew at any time between calls; model files do not hold it.
         training: what is needed to resume the last training (a `TrainingState`); None before the first one.
         input_shape: the shape of an input sample; None while it is not known.
         output_shape: the shape of an output sample.
@@ -73,7 +86,7 @@ class Network:
 
     Raises:
         ConfigError: an argument makes no sense.
-        BackendError: the backend is unknown or not usable here.
+        BackendError: the backend is unknown or not usable here, or has no such precision.
         ShapeError: the layers do not fit together.
     """
 
@@ -84,6 +97,7 @@ class Network:
         dtype: str = "float32",
         seed: int = 0,
         input_shape: InputShape | None = None,
+        precision: str = "float32",
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ConfigError(f'dtype={dtype!r} is not supported; choose "float32" or "float64"')
@@ -91,6 +105,7 @@ class Network:
         self.backend = get_backend(backend)
         self.backend.dtype(dtype)
         self.dtype = dtype
+        self._precision = precision_for(precision, dtype, self.backend)
         self.seed = check_seed(seed)
         self.training: TrainingState | None = None
         self.input_shape: InputShape | None = None
@@ -124,6 +139,15 @@ class Network:
         self.input_shape, self.output_shape, self.training = shape, output_shape, None
         self._layout, self._theta, self._buffers = layout, theta, buffers
 
+    @property
+    def precision(self) -> str:
+        """How the layers compute: "float32", "tf32", "bfloat16" or "float16"."""
+        return self._precision.name
+
+    @precision.setter
+    def precision(self, name: str) -> None:
+        self._precision = precision_for(name, self.dtype, self.backend)
+
     def _forget_input_shape(self) -> None:
         """Undo `build`."""
         self.input_shape, self.output_shape, self.training = None, (), None
@@ -142,7 +166,7 @@ class Network:
     @property
     def parameters(self) -> Mapping[str, Array]:
         """Name ("0.weight") -> a copy of that parameter, in the order of the layers."""
-        return _Parameters(self)
+        return NamedParameters(self)
 
     def fit(
         self,
@@ -167,6 +191,9 @@ class Network:
         Each epoch goes once through the data, in batches; the last batch of an epoch may be smaller. The order of the
         data is a function of the network's seed and the number of the epoch. Ctrl-C ends the training after the
         running step and returns the history so far; the network keeps the weights of that step.
+
+        Data of the host move to a GPU once, if half of its free memory holds them (XPNN_DATA_SHARE says another share);
+        larger ones stay, and each batch travels while the one before is computed with. The results are the same.
 
         Args:
             X: (samples, *input_shape): a host array, list or data frame, or an array of the network's backend. For a
@@ -249,13 +276,14 @@ class Network:
         A list or data frame gives a NumPy array. No samples give an empty array. Dropout is off.
         """
         size = check_batch_size(batch_size)
-        inputs, mine = enter_inputs(self, X)
-        samples = inputs[0].shape[0] if isinstance(inputs, tuple) else inputs.shape[0]
+        inputs, mine = enter_samples(self, X)
+        streamed = isinstance(inputs, HostData)
+        samples = count_samples(inputs)
         size = size or max(samples, 1)
         with self.backend.context():
             step = self._compiled_prediction_step()
-            pieces = []
-            for start in range(0, max(samples, 1), size):
+            pieces = predict_batches(step, _STATELESS, self, inputs, size) if streamed else []
+            for start in range(0, 0 if streamed else max(samples, 1), size):
                 rows = rows_of(inputs, start, min(start + size, samples)) if samples > size else inputs
                 pieces.append(step(_STATELESS, (self._theta, self._buffers, rows))[1])
             if samples > size:
@@ -265,15 +293,17 @@ class Network:
                     f"the network gives {len(pieces[0])} arrays, and its layers' build promised one, of samples of "
                     f"shape {self.output_shape}; a layer of yours is wrong: xpnn.testing.check_layer says which"
                 )
-            output = pieces[0] if len(pieces) == 1 else self.backend.xp.concat(pieces)
+            # What was streamed lies on the host already.
+            xp = host().xp if streamed else self.backend.xp
+            output = pieces[0] if len(pieces) == 1 else xp.concat(pieces)
             if tuple(output.shape[1:]) != self.output_shape:
                 raise ShapeError(
                     f"the network gives samples of shape {tuple(output.shape[1:])}, and its layers' build promised "
                     f"{self.output_shape}; a layer of yours is wrong: xpnn.testing.check_layer says which"
                 )
-            if not self.layout.entries:
+            if not self.layout.entries and not streamed:
                 output = self.backend.copy(output)  # layers such as Flatten give back X itself
-        return output if mine else self.backend.to_host(output)
+        return output if mine or streamed else self.backend.to_host(output)
 
     def loss_and_gradients(
         self, X: Any, y: Any, loss: str | Loss | None = None, sample_weight: Any = None
@@ -288,12 +318,9 @@ class Network:
         data = enter_data(self, X, y, criterion, sample_weight)
         self.check_loss(criterion)
         with self.backend.context():
-            tree = self.layout.tree(self._theta, self._buffers)
-            prediction, backward = self.root.forward(data.inputs, tree, Run(input_gradient=False))
-            value, vjp = criterion(prediction, data.target, data.weight)
-            _, gradients = backward(vjp(1.0)[0])
-            self.layout.check_gradients(gradients)
-            return self.backend.xp.asarray(value), self.layout.gather(gradients)
+            differentiate = make_gradient_function(self.root, self.layout, criterion, self._precision)
+            value, gradients = differentiate(self._theta, self._buffers, tuple(data))
+            return self.backend.xp.asarray(value), gradients
 
     def set_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Set all parameters, from host arrays or arrays of the network's backend, by name as in `parameters`.
@@ -332,15 +359,23 @@ class Network:
         """Print a table of the layers: path, layer, shape of an output sample, number of parameters."""
         print(summary(self))
 
-    def to(self, backend: str | Backend) -> Network:
+    def to(self, backend: str | Backend | None = None, precision: str | None = None) -> Network:
         """Move the network, with the state of its training, to another backend or device; returns the network.
 
-        Raises BackendError if that backend is unknown, not usable here, or lacks the network's dtype.
+        Args:
+            backend: where to; without one, the network stays.
+            precision: how it is to compute from now on; without one, as before.
+
+        Raises:
+            BackendError: that backend is unknown, not usable here, or lacks the network's dtype or precision.
+            ConfigError: there is no such precision, or it does not go with the network's dtype.
         """
-        target = get_backend(backend)
+        target = self.backend if backend is None else get_backend(backend)
         target.dtype(self.dtype)
+        computation = precision_for(precision or self.precision, self.dtype, target)
         if target is not self.backend:
             self._lay_out(target, self._layout.frozen if self._layout else frozenset())
+        self._precision = computation
         return self
 
     def freeze(self, *names: str) -> Network:
@@ -373,11 +408,12 @@ class Network:
         path: str | os.PathLike[str],
         backend: str | Backend | None = None,
         custom: Iterable[type[Configurable]] = (),
+        precision: str = "float32",
     ) -> Network:
         """The network in a file that `save` wrote, on this backend or another; see `xpnn.saving.load`."""
         from xpnn.saving import load
 
-        return load(path, backend, custom)
+        return load(path, backend, custom, precision)
 
     def step(self, loss: str | Loss, optimizer: str | Optimizer, metrics: Iterable[str | Metric] = ()) -> Step:
         """The compiled training step, for a loop of your own: step(state, batch) -> (state, loss).
@@ -392,7 +428,7 @@ class Network:
         self.check_loss(criterion)
         chosen = by_name("optimizer", optimizer, OPTIMIZERS, Optimizer)
         resolved = tuple(metric.resolve(criterion, self.output_shape) for metric in metrics_from(metrics))
-        return self.backend.compile(make_step(self.root, self.layout, criterion, chosen, resolved))
+        return self.backend.compile(make_step(self.root, self.layout, criterion, chosen, resolved, self._precision))
 
     def initial_state(
         self, optimizer: str | Optimizer, loss: str | Loss = "mse", metrics: Iterable[str | Metric] = ()
@@ -409,7 +445,7 @@ class Network:
             theta = tuple(self.backend.copy(block) for block in self._theta)
             buffers = {name: self.backend.copy(array) for name, array in self._buffers.items()}
             slots = chosen.initial_slots(theta, self.layout)
-        return State(theta, slots, buffers, 0, self.seed, totals)
+        return State(theta, slots, buffers, 0, self.seed, totals, self._precision.first_scaling(self.backend))
 
     def prepare(self, X: Any, y: Any, loss: str | Loss, sample_weight: Any = None) -> Batch:
         """A batch for `step`: checked, on the network's device, the targets as the loss wants them."""
@@ -451,24 +487,32 @@ class Network:
         self._theta = tuple(self.backend.copy(block) for block in theta)
         self._buffers = {name: self.backend.copy(array) for name, array in buffers.items()}
 
+    @property
+    def compiled(self) -> dict[str, str]:
+        """How the steps of `fit`, `evaluate` and `predict` run that were used so far.
+
+        {"fit": "a CUDA graph"}, say; or "call by call: " and the reason, where the backend could not compile the step.
+        """
+        return {use: getattr(step, "how", "as the library runs it") for use, (_, step) in self._compiled.items()}
+
     def compiled_fit_step(self, loss: Loss, optimizer: Optimizer, metrics: Iterable[Metric]) -> Step:
         """The compiled step of `fit`, which picks the rows of its batch itself; compiled again only after a change."""
         resolved = tuple(metric.resolve(loss, self.output_shape) for metric in metrics)
-        step = gather_rows(make_step(self.root, self.layout, loss, optimizer, resolved))
+        step = gather_rows(make_step(self.root, self.layout, loss, optimizer, resolved, self._precision))
         return self._compile("fit", (self.root, loss, optimizer, tuple(metrics)), step)
 
     def compiled_evaluation_step(self, loss: Loss, metrics: Iterable[Metric]) -> Step:
         """The compiled step of `evaluate`."""
         resolved = tuple(metric.resolve(loss, self.output_shape) for metric in metrics)
-        step = make_evaluation_step(self.root, self.layout, loss, resolved)
+        step = make_evaluation_step(self.root, self.layout, loss, resolved, self._precision)
         return self._compile("evaluate", (self.root, loss, tuple(metrics)), step)
 
     def _compiled_prediction_step(self) -> Step:
         """The compiled step of `predict`; the layers of a network never change."""
         known = self._compiled.get("predict")
-        key = (self.backend, self._layout, dispatch.overrides_active())
+        key = (self.backend, self._layout, self.precision, dispatch.overrides_active())
         if known is None or known[0] != key:
-            step = make_prediction_step(self.root, self.layout)
+            step = make_prediction_step(self.root, self.layout, self._precision)
             known = self._compiled["predict"] = (key, self.backend.compile(step))
         return known[1]
 
@@ -480,7 +524,8 @@ class Network:
             # A setting without a description (a function, an array) may have changed unseen.
             return self.backend.compile(step)
         # A class that was defined anew under its old name, as in a notebook, has the same description.
-        key = (self.backend, self.layout, dispatch.overrides_active(), described, tuple(_classes(settings)))
+        active = dispatch.overrides_active()
+        key = (self.backend, self.layout, self.precision, active, described, tuple(classes_in(settings)))
         known = self._compiled.get(use)
         if known is None or known[0] != key:
             known = self._compiled[use] = (key, self.backend.compile(step))
@@ -520,7 +565,8 @@ class Network:
         training = self.training
         if training is not None:
             slots = move_slots(training.optimizer, training.slots, old, source, theta, layout, backend)
-            training = training._replace(slots=slots)
+            scaling = move_scaling(training.scaling, source, backend)
+            training = training._replace(slots=slots, scaling=scaling)
         self.backend, self._layout, self._theta, self._buffers, self.training = (
             backend,
             layout,
@@ -535,39 +581,5 @@ class Network:
 
     def __repr__(self) -> str:
         layers = ", ".join(repr(layer) for layer in self.root.layers)
-        return f"Network({layers}, backend={self.backend.spec!r}, dtype={self.dtype!r}, seed={self.seed})"
-
-
-def _classes(value: Any) -> Iterator[type]:
-    """The class of each xpnn object inside `value`."""
-    if isinstance(value, Configurable):
-        yield type(value)
-        yield from _classes(value.arguments())
-    elif isinstance(value, dict):
-        yield from _classes(tuple(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _classes(item)
-
-
-class _Parameters(Mapping[str, Array]):
-    """The parameters of a network by name; each is copied when it is asked for."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    def __getitem__(self, name: str) -> Array:
-        network = self._network
-        if name in network._buffers:
-            return network.backend.copy(network._buffers[name])
-        return network.backend.copy(network.layout.split(network._theta)[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(entry.name for entry in self._network.layout.entries)
-
-    def __len__(self) -> int:
-        return len(self._network.layout.entries)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{entry.name} {entry.parameter.shape}" for entry in self._network.layout.entries)
-        return f"<parameters: {shapes}>"
+        precision = "" if self.precision == "float32" else f", precision={self.precision!r}"
+        return f"Network({layers}, backend={self.backend.spec!r}, dtype={self.dtype!r}{precision}, seed={self.seed})"

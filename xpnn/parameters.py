@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpnn.backend import Backend, host
 from xpnn.dispatch import Array, device, namespace
 from xpnn.errors import ConfigError, ShapeError
+from xpnn.half_precision import widened
 from xpnn.initializers import Draw
 from xpnn.layers.layer import Buffer, Layer, Parameter, Tree
 from xpnn.ops.pack import pack
+
+if TYPE_CHECKING:
+    from xpnn.network import Network
 
 Vector = tuple[Array, ...]
 
@@ -121,7 +125,7 @@ class Layout:
         self._flat_places = [entry.places[0] for entry in self.trained] if simple else None
         self._cached: tuple[Any, Tree] | None = None
         self._constants: dict[tuple[float, ...], Vector] = {}
-        self._gradients_checked = False
+        self._gradients_checked: set[Any] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": None}  # views would be copied as arrays of their own
@@ -198,20 +202,23 @@ class Layout:
         """Nested gradients by name; those of a shared layer are added up."""
         return dict(zip(self.names, self._gather(gradients), strict=True))
 
-    def gradient_vector(self, gradients: Tree) -> Vector:
+    def gradient_vector(self, gradients: Tree, dtype: Any = None) -> Vector:
         """Nested gradients as one vector; those of a shared layer are added up.
+
+        In half precision, `dtype` is the dtype object of the layers' arrays. Their gradients are widened: the vector is
+        float32, and a gradient that came in float32 keeps its digits.
 
         Raises ConfigError if gradients are missing, or (looked for in the first call only) are wrong in shape or dtype.
         """
         try:
             found = self._gather(gradients)
         except (KeyError, TypeError, IndexError):
-            self.check_gradients(gradients)
+            self.check_gradients(gradients, dtype)
             raise
-        if not self._gradients_checked:
-            self.check_gradients(gradients)
-            self._gradients_checked = True
-        return self._join(found)
+        if dtype not in self._gradients_checked:
+            self.check_gradients(gradients, dtype)
+            self._gradients_checked.add(dtype)
+        return self._join(found if dtype is None else [widened(gradient) for gradient in found])
 
     def changed_buffers(self, buffers: Mapping[str, Array], gradients: Tree) -> Mapping[str, Array]:
         """The buffers after a training step: to each is added what the backward pass returned under its name.
@@ -235,8 +242,11 @@ class Layout:
                 changed[entry.name] = changed[entry.name] + mean
         return changed
 
-    def check_gradients(self, gradients: Tree) -> None:
-        """Raise ConfigError, which names layer and parameter, unless there is a gradient as wanted for each of them."""
+    def check_gradients(self, gradients: Tree, dtype: Any = None) -> None:
+        """Raise ConfigError, which names layer and parameter, unless there is a gradient as wanted for each of them.
+
+        In half precision, gradients may have that `dtype` too; what is added to a buffer has the dtype of the layout.
+        """
         known = {place for entry in self.entries for place in entry.places}
         given = dict(_leaves(gradients))
         for place in given:
@@ -254,8 +264,9 @@ class Layout:
                         f"{_backward_of(place)} gives no gradient of its parameter {place[-1]!r}; it must return "
                         "(dx, gradients), gradients a dict with an array for each parameter"
                     )
-                shape, dtype = tuple(gradient.shape), getattr(namespace(gradient), self.dtype)
-                if shape != entry.parameter.shape or gradient.dtype != dtype:
+                shape, wanted = tuple(gradient.shape), getattr(namespace(gradient), self.dtype)
+                half = dtype is not None and not entry.is_buffer and gradient.dtype == dtype
+                if shape != entry.parameter.shape or not (half or gradient.dtype == wanted):
                     raise ConfigError(
                         f"{_backward_of(place)} gives a gradient of {place[-1]!r} of shape {shape} and dtype "
                         f"{gradient.dtype}; the parameter has {entry.parameter.shape} and {self.dtype}. "
@@ -318,3 +329,26 @@ def _fill(structure: Tree, path: tuple[str, ...], at_place: Mapping[tuple[str, .
         key: at_place[(*path, key)] if isinstance(item, (Parameter, Buffer)) else _fill(item, (*path, key), at_place)
         for key, item in structure.items()
     }
+
+
+class NamedParameters(Mapping[str, Array]):
+    """The parameters of a network by name; each is copied when it is asked for."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def __getitem__(self, name: str) -> Array:
+        network = self._network
+        if name in network._buffers:
+            return network.backend.copy(network._buffers[name])
+        return network.backend.copy(network.layout.split(network._theta)[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(entry.name for entry in self._network.layout.entries)
+
+    def __len__(self) -> int:
+        return len(self._network.layout.entries)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{entry.name} {entry.parameter.shape}" for entry in self._network.layout.entries)
+        return f"<parameters: {shapes}>"

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpnn.backend import Backend, host
-from xpnn.config import Configurable, check_integer, decode, encode
+from xpnn.config import Configurable, check_integer, check_number, decode, encode
 from xpnn.errors import CheckpointError, ConfigError, XpnnError
 from xpnn.files import write_atomically
 from xpnn.layers import Layer, Sequential
@@ -80,6 +81,7 @@ def load(
     path: str | os.PathLike[str],
     backend: str | Backend | None = None,
     custom: Iterable[type[Configurable]] = (),
+    precision: str = "float32",
 ) -> Network:
     """The network that a model file describes, with its parameters and the state of its training.
 
@@ -87,6 +89,7 @@ def load(
         path: a file that `save` wrote, on this backend or another.
         backend: where the network is to live; without one, the current backend.
         custom: layer, loss, optimizer or metric classes of your own that the file names.
+        precision: how it is to compute, as in `Network(precision=...)`: a file does not say it.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another program or of a newer xpnn; it names a class that is
@@ -108,7 +111,7 @@ def load(
     network._theta, network._buffers = network.layout.place(arrays, network.backend)
     if plan is not None:
         network.training = _training_state(plan, arrays, network)
-    return network
+    return network.to(precision=precision)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -147,6 +150,7 @@ def _describe(network: Network, metadata: Mapping[str, Any] | None) -> tuple[Arr
             "slots": list(state.slots),
             "step": int(network.backend.to_host(state.step) if network.backend.owns(state.step) else state.step),
             "epoch": int(state.epoch),
+            "scaling": [float(network.backend.to_host(part)) for part in state.scaling],
         }
     return arrays, description
 
@@ -277,6 +281,7 @@ def _plan(training: dict[str, Any] | None, custom: tuple[type[Configurable], ...
         "slots": [str(slot) for slot in training["slots"]],
         "step": _count("step", training["step"]),
         "epoch": _count("epoch", training["epoch"]),
+        "scaling": _scaling(training.get("scaling", [])),  # older files have none
     }
 
 
@@ -286,6 +291,17 @@ def _count(name: str, value: Any) -> int:
     if count >= 2**63:
         raise ConfigError(f"{name}={count} is more than a training can have")
     return count
+
+
+def _scaling(numbers: Any) -> tuple[float, ...]:
+    """The loss scale of a training in float16, and its good steps; () if there is none."""
+    if not numbers:
+        return ()
+    scale, good_steps = numbers
+    return (
+        check_number("scale", scale, "a finite number > 0", lambda number: 0.0 < number < math.inf),
+        check_number("good_steps", good_steps, "a number >= 0", lambda number: 0.0 <= number < math.inf),
+    )
 
 
 def _decoded(data: Any, custom: tuple[type[Configurable], ...], wanted: type) -> Any:
@@ -298,12 +314,14 @@ def _decoded(data: Any, custom: tuple[type[Configurable], ...], wanted: type) ->
 
 def _training_state(plan: dict[str, Any], arrays: Arrays, network: Network) -> Any:
     from xpnn.training import TrainingState
+    from xpnn.training.precision import scaling_from
 
     slots = {
         slot: _vector(slot, arrays, plan["optimizer"].slot_layout(slot, network.layout), network.backend)
         for slot in plan["slots"]
     }
-    return TrainingState(**{**plan, "slots": slots})
+    scaling = scaling_from(plan["scaling"], network.backend) if plan["scaling"] else ()
+    return TrainingState(**{**plan, "slots": slots, "scaling": scaling})
 
 
 def _vector(slot: str, arrays: Arrays, layout: Layout, backend: Backend) -> tuple[Any, ...]:

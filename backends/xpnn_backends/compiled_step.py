@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from operator import add
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from xpnn_backends.comparison import same_calls
 from xpnn_backends.program import KEEP, Program
 from xpnn_backends.recording import COPY, RecordedArray, RecordedNumber, Recorder, RecordingError
+from xpnn_backends.trees import arrays_of, map_leaves, pairs, signature, step_field
 
 _LOG = logging.getLogger("xpnn")
 _MOST_PROGRAMS = 16
@@ -37,6 +38,11 @@ class CompiledStep:
         self._checked = False
         self.why_not: str | None = None
 
+    @property
+    def how(self) -> str:
+        """How the step runs, for people."""
+        return "a recorded program" if self.why_not is None else f"call by call: {self.why_not}"
+
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """(new state, value)."""
         with self._lock:
@@ -48,7 +54,7 @@ class CompiledStep:
                 return recorded.run(state)
         new_state, value = self._step(state, batch)
         # NumPy makes scalars of arrays without axes; the next step may be one that can be recorded.
-        return _map(lambda leaf: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf, new_state), value
+        return map_leaves(lambda leaf: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf, new_state), value
 
     def many(self, state: Any, data: tuple[Any, ...], rows: Any, size: int) -> Any:
         """The state after one step for each `size` of the rows, on the batches (*data, those rows).
@@ -79,15 +85,15 @@ class CompiledStep:
 
     def _find(self, state: Any, batch: Any) -> _RecordedStep | None:
         """The program for these shapes, with these arrays; None if there is none."""
-        if not all(leaf.flags.c_contiguous for leaf in _arrays(batch)):
-            batch = _map(_in_order, batch)
-        reason = _refusal(_arrays(state), _arrays(batch))
+        if not all(leaf.flags.c_contiguous for leaf in arrays_of(batch, np.ndarray)):
+            batch = map_leaves(_in_order, batch)
+        reason = _refusal(arrays_of(state, np.ndarray), arrays_of(batch, np.ndarray))
         if reason is not None:
             self._say(reason)
             return None
-        field = _step_field(state)
+        field = step_field(state)
         counted = state if field is None else state._replace(step=None)
-        key = _signature((counted, batch))
+        key = signature((counted, batch), np.ndarray)
         if key is None:
             self._say("the state or the batch holds something that is no array and has no hash")
             return None
@@ -97,7 +103,7 @@ class CompiledStep:
             self._programs[key] = self._record(state, batch)
         recorded = self._programs[key] = self._programs.pop(key)  # the one that was not used for longest goes first
         if recorded is not None:
-            recorded.bind(_arrays((state, batch)), batch)
+            recorded.bind(arrays_of((state, batch), np.ndarray), batch)
         return recorded
 
     def _record(self, state: Any, batch: Any) -> _RecordedStep | None:
@@ -128,8 +134,8 @@ class _RecordedStep:
         self, recorded: tuple[Recorder, list[Any], RecordedArray], state: Any, batch: Any, native: bool
     ) -> None:
         recorder, arrays, value = recorded
-        self._step_field = _step_field(state)
-        self._state_arrays = len(_arrays(state))
+        self._step_field = step_field(state)
+        self._state_arrays = len(arrays_of(state, np.ndarray))
         self._program = Program(recorder, arrays, native)
         self._value = self._program.array(value)
         self.returned: Any = None
@@ -266,7 +272,7 @@ class RecordedCall:
                 kept.append(leaf)
             return leaf
 
-        self._result = _map(keep, result)
+        self._result = map_leaves(keep, result)
         if kept:
             recorder.call(KEEP, *kept)
         self.program = Program(recorder, ordered, native)
@@ -275,7 +281,7 @@ class RecordedCall:
         """The result, in arrays of its own."""
         self.program.run(0)
         array = self.program.array
-        return _map(lambda leaf: array(leaf).copy() if isinstance(leaf, RecordedArray) else leaf, self._result)
+        return map_leaves(lambda leaf: array(leaf).copy() if isinstance(leaf, RecordedArray) else leaf, self._result)
 
 
 def _in_order(leaf: Any) -> Any:
@@ -296,10 +302,10 @@ def _record(step: Callable[..., Any], state: Any, batch: Any) -> tuple[Recorder,
             return recorder.input(value)
         return value
 
-    old_state = _map(stand_in, state)
-    if _step_field(state) is not None:
+    old_state = map_leaves(stand_in, state)
+    if step_field(state) is not None:
         old_state = old_state._replace(step=recorder.step)
-    new_state, value = step(old_state, tuple(_map(stand_in, part) for part in batch))
+    new_state, value = step(old_state, tuple(map_leaves(stand_in, part) for part in batch))
     if not isinstance(value, RecordedArray):
         raise RecordingError("the step gives no array")
     value = recorder.contiguous(value)
@@ -321,7 +327,7 @@ def _copied(recorder: Recorder, x: RecordedArray) -> RecordedArray:
 def _write_back(recorder: Recorder, old: Any, new: Any) -> None:
     """Copy what the step has computed into the arrays of the state that it was given."""
     copies = []
-    for mine, theirs in _pairs(old, new):
+    for mine, theirs in pairs(old, new):
         if mine is recorder.step:
             if not (isinstance(theirs, RecordedNumber) and (theirs.function, *theirs.operands) == (add, mine, 1)):
                 raise RecordingError("the new state does not count one step more")
@@ -344,48 +350,6 @@ def _write_back(recorder: Recorder, old: Any, new: Any) -> None:
         recorder.call(COPY, theirs, mine)
 
 
-def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """(old leaf, new leaf) for all places of two trees of one structure."""
-    if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
-        for mine, theirs in zip(old, new, strict=True):
-            yield from _pairs(mine, theirs)
-    elif isinstance(old, dict) and isinstance(new, Mapping) and old.keys() == new.keys():
-        for name, mine in old.items():
-            yield from _pairs(mine, new[name])
-    elif isinstance(old, (tuple, dict)):
-        raise RecordingError("the new state has other parts than the old one")
-    else:
-        yield old, new
-
-
-def _step_field(state: Any) -> int | None:
-    """Which field of a state counts the steps; None if none does."""
-    fields = getattr(state, "_fields", ())
-    return fields.index("step") if "step" in fields else None
-
-
-def _map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The same tree of tuples and dicts, with `function` of each leaf."""
-    if isinstance(tree, tuple):
-        parts = [_map(function, part) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    if isinstance(tree, dict):
-        return {key: _map(function, part) for key, part in tree.items()}
-    return function(tree)
-
-
-def _arrays(tree: Any, found: list[Any] | None = None) -> list[Any]:
-    """All arrays of a tree, in the order of `_map`."""
-    if found is None:
-        found = []
-    for part in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(part, (tuple, dict)):
-            _arrays(part, found)
-        elif isinstance(part, np.ndarray):
-            found.append(part)
-    return found
-
-
 def _numbered(batch: tuple[Any, ...], numbers: Iterator[int]) -> tuple[Any, ...]:
     """Which input of a program each array of a batch is, in the order of `_arrays`; None for what has none."""
     return tuple(_number(part, numbers) for part in batch)
@@ -397,7 +361,7 @@ def _number(part: Any, numbers: Iterator[int]) -> Any:
     if type(part) is tuple:
         return _numbered(part, numbers)
     # The arrays of a dict are not looked for: a batch that holds another one is bound as a whole.
-    for _ in _arrays((part,)):
+    for _ in arrays_of((part,), np.ndarray):
         next(numbers)
     return None
 
@@ -418,33 +382,3 @@ def _refusal(state: list[Any], batch: list[Any]) -> str | None:
             if any(np.may_share_memory(array, other) for other in (*state[position + 1 :], *batch)):
                 return "an array of the state shares memory with another array"
     return None
-
-
-def _signature(tree: Any) -> Any:
-    """What two calls must have in common to run the same program: structure, shapes, dtypes, and what is no array.
-
-    None if something has no hash.
-    """
-    parts: list[Any] = []
-    _describe(tree, parts)
-    key = tuple(parts)
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
-
-
-def _describe(tree: Any, parts: list[Any]) -> None:
-    if isinstance(tree, np.ndarray):
-        parts += (tree.shape, tree.dtype)
-    elif isinstance(tree, tuple):
-        parts.append(len(tree))
-        for part in tree:
-            _describe(part, parts)
-    elif isinstance(tree, dict):
-        parts.append(tuple(tree))
-        for part in tree.values():
-            _describe(part, parts)
-    else:
-        parts += (type(tree), tree)  # 1, 1.0 and True are equal

@@ -150,6 +150,11 @@ class JaxBackend(Backend):
 
     name = "jax"
     array_packages = ("jax", "jaxlib")
+    precisions = ("float32", "bfloat16", "float16")
+    half_dtypes: ClassVar[Mapping[str, Any]] = {
+        "float16": np.dtype(jax.numpy.float16),
+        "bfloat16": np.dtype(jax.numpy.bfloat16),
+    }
     blocked = True
     overrides: ClassVar[Mapping[str, Body]] = {
         "ctc": _ctc,
@@ -213,7 +218,8 @@ class JaxBackend(Backend):
         return block
 
     def to_host(self, x: Any) -> Any:
-        return np.array(x)  # a copy: JAX lends its own memory read-only
+        # A copy: JAX lends its own memory read-only. NumPy has no bfloat16.
+        return np.array(x, dtype=np.float32 if x.dtype == jax.numpy.bfloat16 else None)
 
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         # The seed is no array: it selects the random stream, and a 64-bit seed would not survive as an int32.

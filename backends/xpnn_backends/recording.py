@@ -560,8 +560,8 @@ class _NumberNamespace:
             return attribute
 
         def call(*operands: Any) -> Any:
-            recorder = next((o.recorder for o in operands if isinstance(o, RecordedNumber)), None)
-            return attribute(*operands) if recorder is None else RecordedNumber(recorder, attribute, *operands)
+            first = next((o for o in operands if isinstance(o, RecordedNumber)), None)
+            return attribute(*operands) if first is None else type(first)(first.recorder, attribute, *operands)
 
         return call
 
@@ -569,4 +569,9 @@ class _NumberNamespace:
 def register_recorded_arrays(bodies: dict[str, Body]) -> None:
     """Make recorded arrays known to the dispatch table, with these bodies for ops."""
     register_kind(RecordedArray, Kind("numpy", NAMESPACE, lambda _: None, True, bodies))
-    register_kind(RecordedNumber, Kind("", _NumberNamespace(), lambda _: None, True, {}))
+    number_kind(RecordedNumber)
+
+
+def number_kind(kind: type[RecordedNumber]) -> None:
+    """Make a class of recorded numbers known to the dispatch table."""
+    register_kind(kind, Kind("", _NumberNamespace(), lambda _: None, True, {}))

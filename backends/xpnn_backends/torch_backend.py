@@ -49,6 +49,8 @@ class TorchBackend(Backend):
 
     name = "torch"
     array_packages = ("torch",)
+    precisions = ("float32", "bfloat16", "float16")
+    half_dtypes: ClassVar[Mapping[str, Any]] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
     overrides: ClassVar[Mapping[str, Body]] = {
         "erf": _erf,
         "normal_cdf": _normal_cdf,
@@ -92,7 +94,8 @@ class TorchBackend(Backend):
         return super().asarray(x, dtype)
 
     def to_host(self, x: Any) -> Any:
-        return x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -3,7 +3,7 @@
 import pytest
 
 from xpnn import dispatch
-from xpnn.backend import BackendInfo
+from xpnn.backend import BackendInfo, Memory
 
 TABLE = [
     BackendInfo("numpy", "2.4", None, ("cpu",), ("adam", "linear"), ("the first notice", "the second")),
@@ -32,6 +32,17 @@ def test_without_notices_the_output_ends_with_the_overrides(call, table):
     out = call("backends").out
     assert len(out.rstrip("\n").split("\n\n")) == 2
     assert out.endswith("none\n")
+
+
+def test_memory_is_shown_where_a_library_keeps_account_of_it(call, table):
+    memory = {"0": Memory(60 << 30, 80 << 30, 3 << 29, 1 << 28), "1": Memory(0, 80 << 30, 0, 0)}
+    table([TABLE[0], BackendInfo("cupy", "14.2.0", None, ("0", "1"), (), (), memory)])
+    blocks = call("backends").out.rstrip("\n").split("\n\n")
+    assert len(blocks) == 4
+    assert [line.split() for line in blocks[2].splitlines()[1:]] == [
+        ["cupy:0", "60.00", "GiB", "80.00", "GiB", "1.50", "GiB", "0.25", "GiB"],
+        ["cupy:1", "0.00", "GiB", "80.00", "GiB", "0.00", "GiB", "0.00", "GiB"],
+    ]
 
 
 def test_overrides_that_are_switched_off_are_listed_as_such(call):

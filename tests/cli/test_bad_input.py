@@ -80,6 +80,11 @@ CASES = {
     "layers of zero units": (["train", "xor", "--layers", "8,0"], "--layers '8,0' is not understood"),
     "layers with a hole": (["train", "xor", "--layers", "8,,4"], "--layers '8,,4' is not understood"),
     "unknown dtype": (["train", "xor", "--dtype", "float16"], "--dtype 'float16' is not supported"),
+    "unknown precision": (["train", "xor", "--precision", "half"], "precision='half' is unknown; known: float32, tf32"),
+    "precision of GPUs": (
+        ["train", "xor", "--backend", "numpy", "--precision", "bfloat16"],
+        "backend 'numpy' computes in float32, not with precision='bfloat16'; use backend=\"cupy\"",
+    ),
     "negative learning rate": (["train", "xor", "--lr", "-1"], "--lr -1 is out of range"),
     "learning rate nan": (["train", "xor", "--lr", "nan"], "--lr nan is out of range"),
     "validation of one": (["train", "xor", "--validation", "1"], "--validation 1 is out of range"),

@@ -62,6 +62,16 @@ def test_every_backend_trains(call, backend):
     assert f"on {backend}, seed 0" in result.out
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision(call, precision):
+    if xpnn.available_backends()["torch"] is not None:
+        pytest.skip("of the backends with half precision, PyTorch is the one that runs on every machine")
+    result = call("train", "iris", "--backend", "torch", "--precision", precision, "--epochs", 30)
+    assert result.code == 0
+    assert f"parameters in float32, computed in {precision}, on torch, seed 0" in result.out
+    assert accuracy(result.out) > 0.9
+
+
 def test_a_csv_from_training_to_prediction(call, flowers, tmp_path):
     model = tmp_path / "m.safetensors"
     result = call("train", flowers, "--target", "species", "--save", model, "--epochs", 40)

@@ -166,14 +166,14 @@ FAULTS = {
     cotangent_modified: EVERYWHERE - {"jax"},
     float64_scalar: EVERYWHERE - {"torch"},
     # others default to float32
-    zeros_without_dtype: {"numpy", "numpy-readonly", "cupy", "strict", "jax", *RECORDED},
+    zeros_without_dtype: {"numpy", "numpy-readonly", "cupy", "cupy-graph", "strict", "jax", *RECORDED},
     hidden_float64: {"strict-no64"},
-    host_read: {*STRICT, *RECORDED},
-    host_read_in_vjp: {*STRICT, *RECORDED},
-    boolean_mask: {*STRICT, *RECORDED},
+    host_read: {*STRICT, *RECORDED, "cupy-graph"},
+    host_read_in_vjp: {*STRICT, *RECORDED, "cupy-graph"},
+    boolean_mask: {*STRICT, *RECORDED, "cupy-graph"},
     bool_times_float: STRICT,
     method_call: {*STRICT, *RECORDED},
-    through_the_host: {*STRICT, "cupy", *RECORDED},
+    through_the_host: {*STRICT, "cupy", "cupy-graph", *RECORDED},
     wrong_derivative: EVERYWHERE,
     wrong_value: EVERYWHERE,
     gradient_of_wrong_dtype: EVERYWHERE,
@@ -216,7 +216,7 @@ def complaint(function, case, backend):
 
 
 def test_every_fault_is_caught_without_a_gpu():
-    cpu_rows = EVERYWHERE - {"cupy"}
+    cpu_rows = EVERYWHERE - {"cupy", "cupy-graph"}
     assert all(rows & cpu_rows for rows in FAULTS.values())
 
 

@@ -147,6 +147,9 @@ def train(
         typer.Option(help="Share of the samples that is held out, as in 0.2 (the usual); 0 holds out nothing."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="How layers compute: float32, or on GPUs tf32, bfloat16 or float16.")
+    ] = "float32",
     patience: Annotated[
         int | None,
         typer.Option(min=1, help="Stop after so many epochs without a better validation loss; keep the best weights."),
@@ -176,6 +179,7 @@ def train(
         seed=seed,
         validation=validation,
         dtype=dtype,
+        precision=precision,
         patience=patience,
         save=save,
         plot=plot,

@@ -11,12 +11,14 @@ from xpnn import dispatch
 from xpnn.backend import describe_backends
 
 _HEADER = ("backend", "version", "usable", "devices, or why not")
+_MEMORY_HEADER = ("memory of", "free", "of", "in the library's pool", "in arrays")
 
 
 def backends_table() -> str:
-    """Every known backend: version, whether usable, devices or why not; then the ops with code of their own; notices.
+    """Every known backend: version, usable or why not, devices; the ops with code of their own; memory; notices.
 
-    Listed are the ops whose own code is in use. A notice says what is not as it should be on this machine.
+    Listed are the ops whose own code is in use, and the memory of devices whose library keeps account of it. A notice
+    says what is not as it should be on this machine.
     """
     found = describe_backends()
     lines = [
@@ -33,8 +35,23 @@ def backends_table() -> str:
     # A terminal would break long lines anywhere; a file or a pipe gets each as one line.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     own_code = aligned(("backend", "ops with code of their own"), overrides, width)
+    blocks = [aligned(_HEADER, lines, width), own_code]
+    memory = [
+        (f"{each.name}:{device}", *map(gibibytes, (known.free, known.total, known.pool, known.live)))
+        for each in found
+        for device, known in each.memory.items()
+    ]
+    if memory:
+        blocks.append(aligned(_MEMORY_HEADER, memory, width))
     notices = [f"{each.name}: {notice}" for each in found for notice in each.notices]
-    return "\n\n".join([aligned(_HEADER, lines, width), own_code, *(["\n".join(notices)] if notices else [])])
+    if notices:
+        blocks.append("\n".join(notices))
+    return "\n\n".join(blocks)
+
+
+def gibibytes(count: int) -> str:
+    """A number of bytes for people: "1.50 GiB"."""
+    return f"{count / 2**30:.2f} GiB"
 
 
 def aligned(header: Sequence[str], lines: Sequence[Sequence[str]], width: int | None = None) -> str:

@@ -21,6 +21,7 @@ from xpnn.errors import ConfigError, DataError
 from xpnn.network import Network
 from xpnn.optimizers import OPTIMIZERS
 from xpnn.random import check_seed
+from xpnn.training.precision import precision_for
 
 # What a table gets whose reader proposes nothing better.
 _OPTIMIZER = "adam"
@@ -50,6 +51,7 @@ class Options:
     seed: int = 0
     validation: float | None = None
     dtype: str = "float32"
+    precision: str = "float32"
     patience: int | None = None
     save: str | None = None
     plot: str | None = None
@@ -82,6 +84,7 @@ def train_command(options: Options) -> bool:
     _check_choices(options)
     backend = get_backend(options.backend)
     backend.dtype(options.dtype)
+    precision_for(options.precision, options.dtype, backend)
     table = _read(options)
     optimizer = _optimizer(options, table.defaults)
     for path, what in ((options.save, "the model"), (options.plot, "the plot")):
@@ -106,6 +109,7 @@ def train_command(options: Options) -> bool:
         *layers,
         backend=backend,
         dtype=options.dtype,
+        precision=options.precision,
         seed=options.seed,
         input_shape=(len(table.features),),
     )
@@ -258,7 +262,8 @@ def _print_plan(options: Options, table: Table, prepared: Prepared, network: Net
         what = "images of {} x {} pixels, {}".format(*table.image_shape[:2], _channels(table.image_shape[2]))
     print(f"{len(prepared.x)} samples to train on, {held_out} held out; {what}, standardised")
     print(f"network: {', '.join(map(_outline, network.root.layers))}")
-    print(f"{count:,} parameters in {network.dtype} on {network.backend.spec}, seed {network.seed}", flush=True)
+    dtype = network.dtype if network.precision == "float32" else f"{network.dtype}, computed in {network.precision},"
+    print(f"{count:,} parameters in {dtype} on {network.backend.spec}, seed {network.seed}", flush=True)
 
 
 def _outline(layer: Any) -> str:

@@ -38,7 +38,7 @@ def same_shape(name: str, targets: Array, output_shape: tuple[int, ...], backend
             )
         targets = xp.reshape(targets, wanted)
     _check_finite(name, targets, backend)
-    return xp.astype(targets, backend.dtype(dtype))
+    return xp.astype(targets, backend.dtype(dtype), copy=False)
 
 
 def in_unit_interval(name: str, targets: Array, backend: Backend, fix: str) -> Array:

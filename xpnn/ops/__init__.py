@@ -13,6 +13,7 @@ from xpnn.ops.absolute_error import huber, mae
 from xpnn.ops.adafactor import adafactor, adafactor_factored
 from xpnn.ops.adagrad import adadelta, adagrad
 from xpnn.ops.adam import adam, amsgrad, nadam
+from xpnn.ops.add_to_sums import add_to_sums
 from xpnn.ops.attention import attention
 from xpnn.ops.augmentation import random_flip, random_shift
 from xpnn.ops.barzilai_borwein import barzilai_borwein, secant_products
@@ -85,6 +86,7 @@ __all__ = [
     "add",
     "add_multiple",
     "add_positions",
+    "add_to_sums",
     "add_weight_decay",
     "amsgrad",
     "attention",

@@ -7,6 +7,7 @@ from typing import Any
 
 from xpnn.dispatch import OPS, Array, Vjp, namespace, op
 from xpnn.errors import ShapeError
+from xpnn.half_precision import handles_half
 from xpnn.ops.standardization import (
     check_vectors,
     narrowed,
@@ -17,6 +18,7 @@ from xpnn.ops.standardization import (
 
 
 @op
+@handles_half
 def batch_norm(
     x: Array,
     weight: Array | None = None,

@@ -79,7 +79,7 @@ def conv(
         dx = None
         if input_gradient:
             dx = crop_spatial(_transpose(dy, weight, padded.shape[1:-1], stride, dilation, groups), padding)
-        dweight = _weight_gradient(padded, dy, weight, stride, dilation, groups)
+        dweight = weight_gradient(padded, dy, weight, stride, dilation, groups)
         return dx, dweight, None if bias is None else _bias_gradient(dy)
 
     return y, vjp
@@ -139,7 +139,7 @@ def conv_transpose(
             (dy,) = activation_vjp(dy)
         padded = pad_spatial(dy, padding)
         dx = _correlate(padded, weight, size, stride, dilation, groups) if input_gradient else None
-        dweight = _weight_gradient(padded, x, weight, stride, dilation, groups)
+        dweight = weight_gradient(padded, x, weight, stride, dilation, groups)
         return dx, dweight, None if bias is None else _bias_gradient(dy)
 
     return y, vjp
@@ -229,7 +229,7 @@ def _transpose(dy: Array, weight: Array, lengths: Ints, stride: Ints, dilation: 
     return namespace(dy).reshape(total, (dy.shape[0], *lengths, weight.shape[-2] * groups))
 
 
-def _weight_gradient(padded: Array, dy: Array, weight: Array, stride: Ints, dilation: Ints, groups: int) -> Array:
+def weight_gradient(padded: Array, dy: Array, weight: Array, stride: Ints, dilation: Ints, groups: int) -> Array:
     """For each tap, (what lies under it)^T dy: an array of the weight's shape."""
     xp = namespace(dy)
     size = dy.shape[1:-1]

@@ -49,18 +49,18 @@ def orthogonalize(
     current = xp.matrix_transpose(start) if tall else start
     known: list[tuple[Array, Array, Array]] = []
     for _ in range(iterations):
-        square = current @ xp.matrix_transpose(current)
-        factor = b * square + c * (square @ square)
+        square = xp.matmul(current, xp.matrix_transpose(current))
+        factor = b * square + c * xp.matmul(square, square)
         known.append((current, square, factor))
-        current = a * current + factor @ current
+        current = a * current + xp.matmul(factor, current)
 
     def vjp(dy: Array) -> tuple[Array]:
         d = xp.matrix_transpose(dy) if tall else dy
         for before, square, factor in reversed(known):
-            dfactor = d @ xp.matrix_transpose(before)
+            dfactor = xp.matmul(d, xp.matrix_transpose(before))
             # The square is symmetric, and so is the factor.
-            dsquare = b * dfactor + c * (dfactor @ square + square @ dfactor)
-            d = a * d + factor @ d + (dsquare + xp.matrix_transpose(dsquare)) @ before
+            dsquare = b * dfactor + c * (xp.matmul(dfactor, square) + xp.matmul(square, dfactor))
+            d = a * d + xp.matmul(factor, d) + xp.matmul(dsquare + xp.matrix_transpose(dsquare), before)
         if tall:
             d = xp.matrix_transpose(d)
         d = d / denominator

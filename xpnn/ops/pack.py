@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 from xpnn.dispatch import Array, Vjp, device, namespace, op
+from xpnn.half_precision import handles_half
 
 
 @op
+@handles_half
 def pack(*arrays: Array, starts: tuple[int, ...], size: int) -> tuple[Array, Vjp]:
     """A vector of length `size` that holds array number i, in C order, from `starts[i]` on, and zeros between.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from xpnn.backend import host
 from xpnn.dispatch import Array, Vjp, device, namespace, op
+from xpnn.half_precision import handles_half
 from xpnn.random import RandomKey, mask_threshold
 
 
 @op
+@handles_half
 def random_mask(x: Array, key: RandomKey, rate: float) -> tuple[Array, Vjp]:
     """A bool array of x's shape, on x's device, False with probability `rate` (to the nearest 1/65536).
 

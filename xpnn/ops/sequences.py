@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from xpnn.dispatch import Array, Vjp, namespace, op
+from typing import Any
+
+from xpnn.dispatch import HALF_DTYPES, Array, Vjp, device, namespace, op
 from xpnn.errors import ShapeError
+from xpnn.half_precision import handles_half
 
 
 @op
+@handles_half
 def padding_mask(x: Array, *, value: float = 0.0) -> tuple[Array, Vjp]:
     """Which steps of the sequences hold anything else than padding: True where a number of the step is not `value`.
 
@@ -22,7 +26,12 @@ def padding_mask(x: Array, *, value: float = 0.0) -> tuple[Array, Vjp]:
     """
     if x.ndim < 3:
         raise ShapeError(f"padding_mask: x has shape {tuple(x.shape)}; wants sequences, (batch, time, features)")
-    mask = namespace(x).any(x != value, axis=tuple(range(2, x.ndim)))
+    xp = namespace(x)
+    padding: Any = value
+    if x.dtype in HALF_DTYPES[type(x)]:
+        # -999 is no number of bfloat16: what came in as that has been rounded, and so is what it is compared with.
+        padding = xp.full((), value, dtype=x.dtype, device=device(x))
+    mask = xp.any(x != padding, axis=tuple(range(2, x.ndim)))
 
     def vjp(dmask: Array) -> tuple[None]:
         return (None,)

@@ -6,7 +6,7 @@ Discipline is checked in every call: results of the right type, shape, dtype and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xpnn import dispatch, random
@@ -15,7 +15,17 @@ from xpnn.dispatch import OPS, Array, Op, Vjp
 from xpnn.errors import CheckError
 from xpnn.testing.cases.case import Case
 
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "tf32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+"""The distance from 1 to the next number. A number that is rounded changes by half of that at most, relatively."""
+
+SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24}
+"""The smallest positive number: what is smaller than the normal ones is rounded to multiples of it."""
+
+FLOAT32_RESULTS = {"batch_norm": (1, 2)}
+"""Op -> the numbers of the results that are float32 where the arguments are in half precision: statistics."""
+
+FLOAT32_GRADIENTS = {"linear": (1, 2)}
+"""Op -> the numbers of the gradients that may be float32 there: those of parameters, which optimizers want so."""
 
 
 class Outcome(NamedTuple):
@@ -38,8 +48,11 @@ def run(
     cotangent_seed: int = 99,
     op: Op | None = None,
     exact: bool = False,
+    rounding: Callable[[Array], Array] = lambda cotangent: cotangent,
 ) -> Outcome:
     """Call the case's op (or `op`) on a backend, forward and backward, and bring the results to the host.
+
+    The cotangents are random numbers, as `rounding` gives them back.
 
     Raises CheckError if a result has the wrong type, shape, dtype or device, or an argument was modified.
     """
@@ -58,15 +71,15 @@ def run(
     with backend.context(), backend.discipline():
         value, vjp = backend.evaluate(call, *arrays)
     values = value if isinstance(value, tuple) else (value,)
-    wanted = (backend.dtype(dtype), backend.xp.bool)
     for index, part in enumerate(values):
         check_array(f"{case.id}: value {index}", part, backend, None)
-        if not any(part.dtype == known for known in wanted):
+        wide = dtype in backend.half_dtypes and index in FLOAT32_RESULTS.get(case.op, ())
+        if part.dtype not in (backend.dtype("float32" if wide else dtype), backend.xp.bool):
             raise CheckError(f"{case.id}: value {index} has dtype {part.dtype}; the arguments are {dtype}")
     gradients: tuple[Any, ...] = ()
     if case.differentiable:
         cotangents = tuple(
-            backend.asarray(_cotangent(part.shape, cotangent_seed + index, exact), dtype)
+            backend.asarray(rounding(_cotangent(part.shape, cotangent_seed + index, exact)), dtype)
             for index, part in enumerate(values)
         )
         kept = [backend.to_host(cotangent).copy() for cotangent in cotangents]
@@ -79,7 +92,10 @@ def run(
             raise CheckError(f"{case.id}: the vjp gave {len(gradients)} gradients for {len(places)} array arguments")
         for index, (position, gradient) in enumerate(zip(places, gradients, strict=False)):
             if gradient is not None:
-                check_array(f"{case.id}: gradient {index}", gradient, backend, on_device[position])
+                like = on_device[position]
+                if dtype in backend.half_dtypes and index in FLOAT32_GRADIENTS.get(case.op, ()):
+                    like = backend.xp.astype(like, gradient.dtype)
+                check_array(f"{case.id}: gradient {index}", gradient, backend, like)
     for position, (argument, copy) in enumerate(zip(on_device, before, strict=True)):
         if backend.owns(argument) and not same_bits(backend.to_host(argument), copy):
             raise CheckError(f"{case.id}: argument {position} was modified")
@@ -120,6 +136,64 @@ def check_rounding(case: Case, backend: Backend, dtype: str, op: Op | None = Non
             raise CheckError(
                 f"{case.id} on {backend.spec}, {dtype}: {label} is off by {error:.1f} eps, more than the bound of "
                 f"{case.bound:.1f}"
+            )
+    return worst
+
+
+def check_half_precision(case: Case, backend: Backend, dtype: str, op: Op | None = None) -> float:
+    """The worst error in float16 or bfloat16 against float64 on NumPy, in units of eps, relative to the largest result.
+
+    Arguments and cotangents are numbers of that dtype, so that both sides compute from the same ones. An op computes
+    in float32, with the errors that the case allows there, and rounds each result once, by at most half an eps: the
+    bound is eps(dtype) / 2 + bound * eps(float32), and half of the smallest number where the results are that small.
+    A body of the backend's own may round what it keeps for the backward pass too: it has 2 eps(dtype) instead.
+
+    Raises CheckError if the error is larger.
+    """
+
+    def rounding(x: Any) -> Any:
+        return _rounded(x, dtype, backend)
+
+    arguments = [rounding(argument) for argument in case.draw()]
+    got = run(case, backend, dtype, arguments, op=op, rounding=rounding)
+    with dispatch.without_overrides():
+        want = run(case, host(), "float64", arguments, rounding=rounding)
+    body = backend.overrides.get(case.op) if dispatch.overrides_active() else None
+    roundings = 2.0 if getattr(body, "handles_half", False) else 0.5
+    bound = roundings + case.bound * EPS["float32"] / EPS[dtype]
+    return _check_errors(f"{case.id} on {backend.spec}", got, want, dtype, bound)
+
+
+def check_tf32(case: Case, backend: Backend, products: int = 1) -> float:
+    """The worst error of float32 arrays in the precision "tf32" against float64, in units of its eps.
+
+    Each factor of a product may be cut to 11 significant bits, by up to an eps; the products that are added up may be
+    as many times as large as their sum as there are of them. Sums are float32. The errors of `products` that follow
+    each other add up.
+
+    Raises CheckError if the error is larger.
+    """
+    arguments = [_rounded(argument, "float32") for argument in case.draw()]
+    with backend.computing("tf32"):
+        got = run(case, backend, "float32", arguments)
+    with dispatch.without_overrides():
+        want = run(case, host(), "float64", arguments)
+    bound = 2.0 * case.terms * products + case.bound * EPS["float32"] / EPS["tf32"]
+    return _check_errors(f"{case.id} on {backend.spec}", got, want, "tf32", bound)
+
+
+def _check_errors(what: str, got: Outcome, want: Outcome, precision: str, bound: float) -> float:
+    """The worst error in units of the precision's eps. Raises CheckError if it is larger than `bound`."""
+    xp = host().xp
+    worst = 0.0
+    for label, mine, reference in _pairs(got, want):
+        error = relative_error(mine, reference) / EPS[precision]
+        worst = max(worst, error)
+        largest = float(xp.max(xp.abs(reference))) if 0 not in reference.shape else 1.0
+        limit = bound + 0.5 * SMALLEST.get(precision, 0.0) / max(largest, 1e-30) / EPS[precision]
+        if not error <= limit:
+            raise CheckError(
+                f"{what}, {precision}: {label} is off by {error:.2f} eps, more than the bound of {limit:.2f}"
             )
     return worst
 
@@ -200,11 +274,12 @@ def _to_device(argument: Any, backend: Backend, dtype: str) -> Any:
     return backend.asarray(argument, {"f": dtype, "b": "bool"}.get(argument.dtype.kind, "int64"))
 
 
-def _rounded(argument: Any, dtype: str) -> Any:
+def _rounded(argument: Any, dtype: str, backend: Backend | None = None) -> Any:
+    """A host array of floats, each the nearest number of `dtype`, by that backend; anything else as it is."""
     if not hasattr(argument, "shape") or argument.dtype.kind != "f":
         return argument
-    xp = host().xp
-    return xp.astype(xp.astype(argument, getattr(xp, dtype)), xp.float64)
+    backend = backend or host()
+    return host().xp.astype(backend.to_host(backend.asarray(argument, dtype)), host().xp.float64)
 
 
 def _cotangent(shape: tuple[int, ...], seed: int, exact: bool) -> Array:

@@ -54,6 +54,7 @@ ROWS = (
     Row("numpy-compiled", "numpy:compiled", "a recorded step gives what the step gives"),
     Row("numpy-fast", "numpy:fast", "native kernels give what NumPy gives"),
     Row("cupy", "cupy", "NVIDIA GPUs"),
+    Row("cupy-graph", "cupy:graph", "what is captured in a CUDA graph and replayed gives what it gives call by call"),
     Row("strict", "strict:device1", "only the standard is called, every array is made on its input's device"),
     Row("strict-no64", "strict:no_float64", "no float64 appears in a float32 network", ("float32",)),
     Row("torch", "torch", "an independent array library"),

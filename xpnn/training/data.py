@@ -1,8 +1,14 @@
-"""What comes in at the entry of fit, evaluate and predict: checked and moved once, as whole arrays."""
+"""What comes in at the entry of fit, evaluate and predict: checked as a whole, and moved once.
+
+A data set of the host that is too large for the device (`Backend.keeps`) is checked as a whole too, and stays where it
+is: its rows travel batch by batch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from xpnn import dispatch, random
@@ -30,7 +36,72 @@ class Data(NamedTuple):
         return int(self.target.shape[0])
 
 
-def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "int64") -> Array:
+class HostData(NamedTuple):
+    """A checked data set that stays on the host, where the targets are as the loss wants them already.
+
+    Attributes:
+        backend: where its batches go.
+        inputs: as in `Data`, and of whatever dtype they came in: a batch is converted when it travels.
+        target: as in `Data`; None where only predictions are wanted.
+        weight: as in `Data`.
+        dtypes: what each array is on the device: of the inputs, then of the target, then of the weight.
+        rows: the numbers of the rows that belong to it, in their order; None for all.
+    """
+
+    backend: Backend
+    inputs: Any
+    target: Array | None
+    weight: Array | None
+    dtypes: tuple[str, ...]
+    rows: Array | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many rows it has."""
+        return int(self._arrays()[0].shape[0] if self.rows is None else self.rows.shape[0])
+
+    @property
+    def bytes_on_device(self) -> int:
+        """How much of the device all of it would take."""
+        itemsize = host().xp.dtype
+        return sum(
+            array.size * int(itemsize(dtype).itemsize) for array, dtype in zip(self._arrays(), self.dtypes, strict=True)
+        )
+
+    def moved(self) -> Data:
+        """All of it on the device."""
+        asarray = self.backend.asarray
+        return Data(
+            *self._joined([asarray(array, dtype) for array, dtype in zip(self._arrays(), self.dtypes, strict=True)])
+        )
+
+    def batches(self, size: int, order: Array | None = None) -> Generator[tuple[Any, Any, Any]]:
+        """(inputs, target, weight) on the device, `size` rows at a time; close it if you leave it before its end.
+
+        Args:
+            size: rows in a batch; the last one may have fewer.
+            order: a permutation of the numbers of the samples, on the host; None takes them as they stand.
+        """
+        rows = self.rows
+        if order is not None:
+            rows = order if rows is None else host().xp.take(rows, order)
+        with contextlib.closing(self.backend.batches(self._arrays(), self.dtypes, size, rows)) as moving:
+            for arrays in moving:
+                yield self._joined(arrays)
+
+    def _arrays(self) -> list[Array]:
+        inputs = self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+        return [*inputs, *(part for part in (self.target, self.weight) if part is not None)]
+
+    def _joined(self, arrays: Any) -> tuple[Any, Any, Any]:
+        """(inputs, target, weight) from arrays in the order of `_arrays`."""
+        count = len(self.inputs) if isinstance(self.inputs, tuple) else 1
+        inputs = tuple(arrays[:count]) if isinstance(self.inputs, tuple) else arrays[0]
+        rest = iter(arrays[count:])
+        return inputs, None if self.target is None else next(rest), None if self.weight is None else next(rest)
+
+
+def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "int64", stays: bool = False) -> Array:
     """`value` (a host array, a list, a data frame, or an array of the backend) as an array on the backend's device.
 
     Args:
@@ -39,6 +110,7 @@ def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "
         backend: the network's backend.
         dtype: what host floats are rounded to before they travel.
         integers: what host integers and bools are turned into before they travel.
+        stays: True leaves data of the host there, checked, in the dtype that they came in.
 
     Raises:
         DeviceError: it is an array of another library, or lies on another device.
@@ -72,7 +144,7 @@ def enter(name: str, value: Any, backend: Backend, dtype: str, integers: str = "
     wanted = dtype if array.dtype.kind == "f" else integers
     if array.dtype.kind in "iu" and wanted == "int64":
         check_integers(name, array, backend)
-    return backend.asarray(array, wanted)
+    return array if stays else backend.asarray(array, wanted)
 
 
 def on_host(name: str, value: Any) -> Array:
@@ -138,12 +210,14 @@ def check_integers(name: str, array: Array, backend: Backend) -> None:
             )
 
 
-def enter_inputs(network: Any, x: Any, name: str = "X") -> tuple[Any, bool]:
+def enter_inputs(network: Any, x: Any, name: str = "X", stays: bool = False) -> tuple[Any, bool]:
     """x on the network's device in the right dtype, its shape checked, and whether it came from this backend.
 
     Several inputs, of a network that takes them, are a tuple of arrays and stay one. A network takes several if its
     first layer says so (`Layer.input_kind` is a tuple, as for `Each`), or if the shape of its input is a tuple of
     shapes. For all others, a tuple is what a list is: the rows of one array.
+
+    With `stays`, x is of the host and stays there, checked, in the dtype that it came in.
 
     Raises:
         DataError: an input cannot be used, or several are not of one length; names the one that is wrong.
@@ -155,19 +229,25 @@ def enter_inputs(network: Any, x: Any, name: str = "X") -> tuple[Any, bool]:
     if ready and x.ndim and x.shape[1:] == shape and math.isfinite(backend.total(x)):
         return x, True  # nothing is left to check or to convert
     if isinstance(kind, tuple) or (shape and isinstance(shape[0], tuple)):
-        return _enter_several(network, x, name)
+        return _enter_several(network, x, name, stays)
+    place = host() if stays else backend
     try:
-        array = enter(name, x, backend, network.dtype, "int64" if kind == "index" else network.dtype)
+        array = enter(name, x, backend, network.dtype, _dtype_of(kind, network), stays)
         if shape is None:
             network.build(tuple(array.shape[1:]))
-        array = _of_shape(name, array, network.input_shape, backend)
+        array = _of_shape(name, array, network.input_shape, place)
     except XpnnError as error:
         note_on_tuple(error, network, x, name)
         raise
-    return _as_input(name, array, kind, network.root.index_limit, backend, network.dtype), backend.owns(x)
+    return _as_input(name, array, kind, network.root.index_limit, place, network.dtype, stays), backend.owns(x)
 
 
-def _enter_several(network: Any, x: Any, name: str) -> tuple[tuple[Array, ...], bool]:
+def _dtype_of(kind: str, network: Any) -> str:
+    """What the values of an input are on the device, by the kind that the first layer gives it."""
+    return "int64" if kind == "index" else str(network.dtype)
+
+
+def _enter_several(network: Any, x: Any, name: str, stays: bool) -> tuple[tuple[Array, ...], bool]:
     """`enter_inputs` for a network that takes several."""
     backend, kind, shape, dtype = network.backend, network.root.input_kind, network.input_shape, network.dtype
     count = len(kind) if shape is None else len(shape)
@@ -180,8 +260,9 @@ def _enter_several(network: Any, x: Any, name: str) -> tuple[tuple[Array, ...], 
         raise DataError(f"the network takes {count} inputs, and {name} is a tuple of {len(x)}; give one array for each")
     kinds = of_each(kind, count)
     names = [f"{name}[{number}]" for number in range(count)]
+    place = host() if stays else backend
     arrays = [
-        enter(name, part, backend, dtype, "int64" if kind == "index" else dtype)
+        enter(name, part, backend, dtype, _dtype_of(kind, network), stays)
         for name, part, kind in zip(names, x, kinds, strict=True)
     ]
     for other, array in zip(names, arrays, strict=True):
@@ -194,7 +275,7 @@ def _enter_several(network: Any, x: Any, name: str) -> tuple[tuple[Array, ...], 
         network.build(tuple(tuple(array.shape[1:]) for array in arrays))
     limits = of_each(network.root.index_limit, count)
     inputs = tuple(
-        _as_input(name, _of_shape(name, array, wanted, backend), kind, limit, backend, dtype)
+        _as_input(name, _of_shape(name, array, wanted, place), kind, limit, place, dtype, stays)
         for name, array, wanted, kind, limit in zip(names, arrays, network.input_shape, kinds, limits, strict=True)
     )
     return inputs, all(backend.owns(part) for part in x)
@@ -223,16 +304,21 @@ def _of_shape(name: str, array: Array, shape: tuple[int, ...], backend: Backend)
     )
 
 
-def _as_input(name: str, x: Array, kind: str, limit: int | None, backend: Backend, dtype: str) -> Array:
-    """An input in the dtype that the first layer wants: the network's own, or int64 for indices below `limit`."""
+def _as_input(
+    name: str, x: Array, kind: str, limit: int | None, backend: Backend, dtype: str, stays: bool = False
+) -> Array:
+    """An input in the dtype that the first layer wants: the network's own, or int64 for indices below `limit`.
+
+    With `stays`, it is checked alone, and converted when it travels.
+    """
     xp = backend.xp
     with backend.context():
         if kind != "index":
             wanted = backend.dtype(dtype)
-            return x if x.dtype == wanted else xp.astype(x, wanted)
-        if not xp.isdtype(x.dtype, "integral"):
+            return x if stays or x.dtype == wanted else xp.astype(x, wanted)
+        if not xp.isdtype(x.dtype, ("integral", "bool") if stays else "integral"):
             raise DataError(f"the first layer looks its input up in a table: {name} must hold integers, got {x.dtype}")
-        indices = xp.astype(x, backend.dtype("int64"))
+        indices = x if stays else xp.astype(x, backend.dtype("int64"))
     if limit is not None:
         _check_indices(name, indices, limit, backend)
     return indices
@@ -273,6 +359,38 @@ def enter_weights(value: Any, samples: int, backend: Backend, dtype: str) -> Arr
     return weight
 
 
+def _on_host_alone(x: Any, *others: Any) -> bool:
+    """True if nothing is an array of a device: what the host holds may stay there."""
+    parts = (*(x if isinstance(x, tuple) else (x,)), *others)
+    return all(dispatch.backend_of(part) in (None, "numpy") for part in parts)
+
+
+def _host_data(network: Any, inputs: Any, target: Array | None = None, weight: Array | None = None) -> HostData:
+    """Checked arrays of the host, with what they shall be on the device."""
+    several = isinstance(inputs, tuple)
+    kinds = of_each(network.root.input_kind, len(inputs)) if several else (network.root.input_kind,)
+    dtypes = [_dtype_of(kind, network) for kind in kinds]
+    # The loss has given the targets their dtype; the weights have that of the network.
+    dtypes += [str(part.dtype) for part in (target, weight) if part is not None]
+    return HostData(network.backend, inputs, target, weight, tuple(dtypes))
+
+
+def count_samples(inputs: Any) -> int:
+    """How many samples the inputs hold: an array, a tuple of arrays, or a `HostData`."""
+    if isinstance(inputs, HostData):
+        return inputs.samples
+    return int(inputs[0].shape[0] if isinstance(inputs, tuple) else inputs.shape[0])
+
+
+def enter_samples(network: Any, x: Any) -> tuple[Any, bool]:
+    """`enter_inputs` for predictions; where x is too large for the device, a `HostData` stands for the inputs."""
+    backend = network.backend
+    if not backend.streams or not _on_host_alone(x):
+        return enter_inputs(network, x)
+    data = _host_data(network, enter_inputs(network, x, stays=True)[0])
+    return data.moved().inputs if backend.keeps(data.bytes_on_device) else data, False
+
+
 def enter_data(
     network: Any, x: Any, y: Any, loss: Any, sample_weight: Any = None, names: tuple[str, str] = ("X", "y")
 ) -> Data:
@@ -290,19 +408,42 @@ def enter_data(
         DataError: the data cannot be used; the message says why.
         ShapeError: the samples of x do not fit the network.
         DeviceError: the data lie elsewhere.
+        OutOfMemoryError: the device does not hold them.
     """
-    shape_was_known = network.input_shape is not None
+    data = enter_large_data(network, x, y, loss, sample_weight, names)
+    return data.moved() if isinstance(data, HostData) else data
+
+
+def enter_large_data(
+    network: Any,
+    x: Any,
+    y: Any,
+    loss: Any,
+    sample_weight: Any = None,
+    names: tuple[str, str] = ("X", "y"),
+) -> Data | HostData:
+    """`enter_data`, but what the host holds stays there if it is too large for the device.
+
+    Data of which one part lies on the device already move there as a whole.
+    """
+    backend, shape_was_known = network.backend, network.input_shape is not None
     try:
-        return _checked_data(network, x, y, loss, sample_weight, names)
+        if not backend.streams or not _on_host_alone(x, y, sample_weight):
+            return _checked_data(network, x, y, loss, sample_weight, names)
+        data = _host_data(network, *_checked_data(network, x, y, loss, sample_weight, names, stays=True))
+        return data.moved() if backend.keeps(data.bytes_on_device) else data
     except XpnnError:
         if not shape_was_known:
             network._forget_input_shape()  # the data that come next may have another shape
         raise
 
 
-def _checked_data(network: Any, x: Any, y: Any, loss: Any, sample_weight: Any, names: tuple[str, str]) -> Data:
-    backend = network.backend
-    inputs, _ = enter_inputs(network, x, names[0])
+def _checked_data(
+    network: Any, x: Any, y: Any, loss: Any, sample_weight: Any, names: tuple[str, str], stays: bool = False
+) -> Data:
+    """The data, all checks made: on the device, or with `stays` on the host."""
+    backend = host() if stays else network.backend
+    inputs, _ = enter_inputs(network, x, names[0], stays)
     first = inputs[0] if isinstance(inputs, tuple) else inputs
     samples = int(first.shape[0])
     if samples == 0:
@@ -326,8 +467,10 @@ def rows_of(inputs: Any, start: int, stop: int) -> Any:
     return inputs[start:stop, ...]
 
 
-def split(data: Data, fraction: float, seed: int, backend: Backend) -> tuple[Data, Data]:
+def split(data: Any, fraction: float, seed: int, backend: Backend) -> tuple[Any, Any]:
     """(training, validation): a seeded random share of the rows is held out; the same on every backend.
+
+    Both are of the kind of `data`, which is Data or HostData.
 
     Raises ConfigError if the fraction leaves one of them empty.
     """
@@ -339,6 +482,9 @@ def split(data: Data, fraction: float, seed: int, backend: Backend) -> tuple[Dat
         )
     order = random.permutation(seed, random.stream(random.SPLIT), 0, data.samples)
     xp = backend.xp
+    if isinstance(data, HostData):
+        sort = host().xp.sort
+        return data._replace(rows=sort(order[held_out:])), data._replace(rows=sort(order[:held_out]))
 
     def pick(rows: Array) -> Data:
         # Rows stay in their order, so that an unshuffled training sees them as they came.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from xpnn import random
@@ -16,9 +17,19 @@ from xpnn.losses import LOSSES, Loss
 from xpnn.metrics import Metric, metrics_from
 from xpnn.optimizers import OPTIMIZERS, Optimizer
 from xpnn.training.callbacks import Callback
-from xpnn.training.data import Data, check_batch_size, check_epochs, check_fraction, enter_data, rows_of, split
+from xpnn.training.data import (
+    Data,
+    HostData,
+    check_batch_size,
+    check_epochs,
+    check_fraction,
+    enter_large_data,
+    rows_of,
+    split,
+)
 from xpnn.training.history import History, show
 from xpnn.training.interrupt import Interrupt
+from xpnn.training.precision import Scaling
 from xpnn.training.progress import progress_for
 from xpnn.training.state import TrainingState
 from xpnn.training.step import EvaluationState, State
@@ -62,7 +73,7 @@ def fit(
     hooks = _check_callbacks(callbacks)
     progress = progress_for(verbose)
 
-    data = enter_data(network, x, y, start.loss, sample_weight)
+    data = enter_large_data(network, x, y, start.loss, sample_weight)
     validation = None if validation_data is None else _enter_validation(network, validation_data, start.loss)
     if fraction:
         data, validation = split(data, fraction, network.seed, network.backend)
@@ -94,7 +105,7 @@ def evaluate(
     criterion: Loss = by_name("loss", stored.loss if loss is None and stored else loss, LOSSES, Loss)
     watched = (stored.metrics if stored else ()) if metrics is None else metrics_from(metrics)
     batch_size = check_batch_size(batch_size)
-    data = enter_data(network, x, y, criterion, sample_weight)
+    data = enter_large_data(network, x, y, criterion, sample_weight)
     network.check_loss(criterion)
     evaluation = Evaluation(network, criterion, watched)
     try:
@@ -104,7 +115,7 @@ def evaluate(
 
 
 class Evaluation:
-    """Loss and metrics of data sets that are on the device already, by one compiled step."""
+    """Loss and metrics of checked data sets, by one compiled step."""
 
     def __init__(self, network: Network, loss: Loss, metrics: tuple[Metric, ...]) -> None:
         resolved = tuple(metric.resolve(loss, network.output_shape) for metric in metrics)
@@ -113,14 +124,13 @@ class Evaluation:
         self._totals = Totals(network.backend, resolved, network.output_shape)
         self._step = network.compiled_evaluation_step(loss, metrics)
 
-    def run(self, data: Data, batch_size: int | None) -> dict[str, Any]:
+    def run(self, data: Data | HostData, batch_size: int | None) -> dict[str, Any]:
         """{"loss": ..., and each metric by its name}, with the parameters that the network has now."""
         network = self._network
         state = EvaluationState(self._totals.zero())
         size = batch_size or data.samples
-        with network.backend.context():
-            for start in range(0, data.samples, size):
-                batch = _slice(data, start, min(start + size, data.samples))
+        with network.backend.context(), contextlib.closing(_in_order(data, size)) as batches:
+            for batch in batches:
                 state, _ = self._step(state, (network._theta, network._buffers, batch))
         return self._totals.read(state.totals, self._loss)
 
@@ -134,6 +144,26 @@ def release(step: Any) -> None:
     let_go = getattr(step, "release", None)
     if let_go is not None:
         let_go()
+
+
+def predict_batches(step: Any, state: Any, network: Network, data: HostData, size: int) -> list[Array]:
+    """The outputs for samples that stay on the host, which are brought there too, batch by batch."""
+    pieces = []
+    with contextlib.closing(data.batches(size)) as batches:
+        for inputs, _, _ in batches:
+            output = step(state, (network._theta, network._buffers, inputs))[1]
+            # Of a network that gives several arrays, which its caller refuses, there is nothing to bring.
+            pieces.append(output if isinstance(output, tuple) else network.backend.to_host(output))
+    return pieces
+
+
+def _in_order(data: Data | HostData, size: int) -> Generator[Any]:
+    """(inputs, target, weight) of so many samples at a time, as they stand."""
+    if isinstance(data, HostData):
+        yield from data.batches(size)
+        return
+    for start in range(0, data.samples, size):
+        yield _slice(data, start, min(start + size, data.samples))
 
 
 def _slice(data: Data, start: int, stop: int) -> Any:
@@ -172,6 +202,7 @@ def _starting_point(
         slots=stored.slots if stored else {},
         step=stored.step if stored else 0,
         epoch=stored.epoch if stored else 0,
+        scaling=stored.scaling if stored else (),
     )
 
 
@@ -189,11 +220,11 @@ def _check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     return found
 
 
-def _enter_validation(network: Network, given: Any, loss: Loss) -> Data:
+def _enter_validation(network: Network, given: Any, loss: Loss) -> Data | HostData:
     if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
         raise ConfigError("validation_data must be (X, y) or (X, y, sample_weight)")
     weight = given[2] if len(given) == 3 else None
-    return enter_data(network, given[0], given[1], loss, weight, ("validation X", "validation y"))
+    return enter_large_data(network, given[0], given[1], loss, weight, ("validation X", "validation y"))
 
 
 class _Trainer:
@@ -203,8 +234,8 @@ class _Trainer:
         self,
         network: Network,
         start: TrainingState,
-        data: Data,
-        validation: Data | None,
+        data: Data | HostData,
+        validation: Data | HostData | None,
         batch_size: int | None,
         shuffle: bool,
         callbacks: tuple[Callback, ...],
@@ -251,7 +282,10 @@ class _Trainer:
                 )
             slots = {name: tuple(copy(block) for block in vector) for name, vector in start.slots.items()}
         buffers = {name: copy(array) for name, array in network._buffers.items()}
-        return State(theta, slots, buffers, start.step, network.seed, self.totals.zero())
+        scaling = network._precision.first_scaling(self.backend)
+        if scaling and start.scaling:
+            scaling = Scaling(*map(copy, start.scaling))
+        return State(theta, slots, buffers, start.step, network.seed, self.totals.zero(), scaling)
 
     def release(self) -> None:
         """Let go of the data, when the training is over."""
@@ -267,7 +301,9 @@ class _Trainer:
             return
         self.network._theta = self.state.theta
         self.network._buffers = self.buffers = dict(self.state.buffers)
-        self.network.training = self.start._replace(slots=self.state.slots, step=self.step_count, epoch=self.epoch)
+        self.network.training = self.start._replace(
+            slots=self.state.slots, step=self.step_count, epoch=self.epoch, scaling=self.state.scaling
+        )
 
     def train(self, epochs: int, interrupt: Interrupt, progress: Any) -> History:
         """All epochs, with their hooks."""
@@ -322,10 +358,11 @@ class _Trainer:
                 return False
         step, ticks, hooked = self.step, progress.ticks, bool(before or after)
         self.state = self.state._replace(totals=self.totals.zero())
-        with self.backend.context():
+        with self.backend.context(), contextlib.ExitStack() as stack:
             rows = self._rows()
             done = 0 if hooked else self._run_many(rows, interrupt, progress)
-            for number, batch in enumerate(self._batches(rows, done), done):
+            batches = stack.enter_context(contextlib.closing(self._batches(rows, done)))
+            for number, batch in enumerate(batches, done):
                 if interrupt.wanted:
                     return False
                 if before:
@@ -357,19 +394,20 @@ class _Trainer:
             return None
         if self.shuffle:
             order = random.permutation(self.network.seed, random.stream(random.SHUFFLE), self.epoch, samples)
-        elif hasattr(self.step, "many"):
+        elif hasattr(self.step, "many") and isinstance(self.data, Data):
             order = host().xp.arange(samples)
         else:
             return None
         # Where arrays have no views, a slice is an operation of its own: the order then stays on the host, and its
         # pieces travel with the call of the step.
-        return order if backend.blocked else backend.asarray(order, "int64")
+        stays = backend.blocked or isinstance(self.data, HostData)
+        return order if stays else backend.asarray(order, "int64")
 
     def _run_many(self, rows: Array | None, interrupt: Interrupt, progress: Any) -> int:
         """Several steps at a time, where the compiled step can do that; returns how many were taken."""
         many = getattr(self.step, "many", None)
         whole = self.data.samples // self.size
-        if many is None or rows is None:
+        if many is None or rows is None or isinstance(self.data, HostData):
             return 0
         done = 0
         while done < whole and not interrupt.wanted:
@@ -390,8 +428,12 @@ class _Trainer:
                 self._together *= 2
         return done
 
-    def _batches(self, rows: Array | None, done: int) -> Iterator[tuple[Any, Array, Array | None, Array | None]]:
+    def _batches(self, rows: Array | None, done: int) -> Generator[tuple[Any, Any, Any, Any]]:
         """(inputs, target, weight, rows) for each step of this epoch but the first `done`; rows None means all."""
+        if isinstance(self.data, HostData):
+            for batch in self.data.batches(self.size, rows):
+                yield (*batch, None)
+            return
         inputs, target, weight = self.data
         samples, size = self.data.samples, self.size
         if size == samples:

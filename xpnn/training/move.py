@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from xpnn.backend import Backend
+from xpnn.dispatch import Array
 from xpnn.optimizers.optimizer import Optimizer, Slots
 from xpnn.parameters import Layout, Vector
+from xpnn.training.precision import scaling_from
 
 
 def move_slots(
@@ -39,3 +41,11 @@ def move_slots(
         joined = slot_layout.join({**parts, **known})
         moved[slot] = tuple(target.asarray(block, new.dtype) for block in joined)
     return moved
+
+
+def move_scaling(scaling: tuple[Array, ...], source: Backend, target: Backend) -> tuple[Array, ...]:
+    """The loss scale of a training in float16, placed on `target`; () stays ()."""
+    if not scaling or source is target:
+        return scaling
+    scale, good_steps = (float(source.to_host(part)) for part in scaling)
+    return scaling_from((scale, good_steps), target)

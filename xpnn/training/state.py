@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from xpnn.dispatch import Array
 from xpnn.losses.loss import Loss
 from xpnn.metrics import Metric
 from xpnn.optimizers.optimizer import Optimizer, Slots
@@ -19,6 +20,7 @@ class TrainingState(NamedTuple):
         slots: the optimizer's memory, vectors of the layout of the network's parameters.
         step: how many steps were taken.
         epoch: how many epochs were completed.
+        scaling: after a training in float16, the loss scale (a `xpnn.training.precision.Scaling`); else ().
     """
 
     optimizer: Optimizer
@@ -27,3 +29,4 @@ class TrainingState(NamedTuple):
     slots: Slots
     step: int
     epoch: int
+    scaling: tuple[Array, ...] = ()

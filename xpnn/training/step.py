@@ -27,6 +27,7 @@ from xpnn.losses.loss import Loss
 from xpnn.metrics import Metric
 from xpnn.optimizers.optimizer import Optimizer, Slots
 from xpnn.parameters import Layout, Vector
+from xpnn.training.precision import FULL, Precision
 from xpnn.training.totals import TotalsTree, add_to_totals
 
 Inputs = Array | tuple[Array, ...]
@@ -45,6 +46,7 @@ class State(NamedTuple):
         step: how many steps were taken.
         key: the seed of the dropout masks.
         totals: running sums since the start of the epoch: "loss", and one for each metric.
+        scaling: in float16, the loss scale (a `xpnn.training.precision.Scaling`); else ().
     """
 
     theta: Vector
@@ -53,6 +55,7 @@ class State(NamedTuple):
     step: Any
     key: int
     totals: TotalsTree
+    scaling: tuple[Array, ...] = ()
 
 
 class EvaluationState(NamedTuple):
@@ -65,7 +68,14 @@ class EvaluationState(NamedTuple):
 Step = Callable[[Any, Any], tuple[Any, Array]]
 
 
-def make_step(root: Layer, layout: Layout, loss: Loss, optimizer: Optimizer, metrics: Sequence[Metric] = ()) -> Step:
+def make_step(
+    root: Layer,
+    layout: Layout,
+    loss: Loss,
+    optimizer: Optimizer,
+    metrics: Sequence[Metric] = (),
+    precision: Precision = FULL,
+) -> Step:
     """The training step of a network: forward, loss, backward, update.
 
     Args:
@@ -74,6 +84,7 @@ def make_step(root: Layer, layout: Layout, loss: Loss, optimizer: Optimizer, met
         loss: what is made small; the targets in a batch are as its `prepare` returned them.
         optimizer: how.
         metrics: what is added up besides; as `Metric.resolve` returned them.
+        precision: how forward and backward pass are computed.
 
     Returns:
         step(State, Batch) -> (State, loss as a 0-d array).
@@ -82,19 +93,25 @@ def make_step(root: Layer, layout: Layout, loss: Loss, optimizer: Optimizer, met
     def step(state: State, batch: Batch) -> tuple[State, Array]:
         x, target, weight = batch
         run = Run(True, state.key, state.step, input_gradient=False)
-        prediction, backward = root.forward(x, layout.tree(state.theta, state.buffers), run)
+        tree = precision.tree(layout, state.theta, state.buffers)
+        output, backward = root.forward(precision.lowered(x), tree, run)
+        prediction = precision.raised(output)
         value, loss_vjp = loss(prediction, target, weight)
-        _, gradients = backward(loss_vjp(1.0)[0])
-        gradient = layout.gradient_vector(gradients)
-        theta, slots = optimizer.apply(state.theta, gradient, state.slots, state.step, layout)
+        _, gradients = backward(precision.output_gradient(loss_vjp(1.0)[0], state.scaling))
+        gradient = precision.parameter_gradient(layout.gradient_vector(gradients, precision.dtype), state.scaling)
+        theta, slots = precision.kept(state.theta), precision.kept(state.slots)
+        theta, slots = optimizer.apply(theta, gradient, slots, state.step, layout)
         buffers = layout.changed_buffers(state.buffers, gradients)
         totals = add_to_totals(state.totals, loss, metrics, prediction, target, weight, value)
-        return State(theta, slots, buffers, state.step + 1, state.key, totals), value
+        new = State(theta, slots, buffers, state.step + 1, state.key, totals, state.scaling)
+        return precision.settled(state, new, gradient), value
 
-    return step
+    return precision.around(step)
 
 
-def make_evaluation_step(root: Layer, layout: Layout, loss: Loss, metrics: Sequence[Metric] = ()) -> Step:
+def make_evaluation_step(
+    root: Layer, layout: Layout, loss: Loss, metrics: Sequence[Metric] = (), precision: Precision = FULL
+) -> Step:
     """step(EvaluationState, (theta, buffers, batch)) -> (EvaluationState, loss): adds a batch to the totals.
 
     Dropout is off, and no gradients are computed.
@@ -102,23 +119,44 @@ def make_evaluation_step(root: Layer, layout: Layout, loss: Loss, metrics: Seque
 
     def step(state: EvaluationState, given: tuple[Vector, Mapping[str, Array], Batch]) -> tuple[Any, Array]:
         theta, buffers, (x, target, weight) = given
-        prediction, _ = root.forward(x, layout.tree(theta, buffers), Run())
+        output, _ = root.forward(precision.lowered(x), precision.tree(layout, theta, buffers), Run())
+        prediction = precision.raised(output)
         value, _ = loss(prediction, target, weight)
         totals = add_to_totals(state.totals, loss, metrics, prediction, target, weight, value)
         return state._replace(totals=totals), value
 
-    return step
+    return precision.around(step)
 
 
-def make_prediction_step(root: Layer, layout: Layout) -> Step:
+def make_prediction_step(root: Layer, layout: Layout, precision: Precision = FULL) -> Step:
     """step(EvaluationState without totals, (theta, buffers, inputs)) -> (that state, outputs), without dropout."""
 
     def step(state: EvaluationState, given: tuple[Vector, Mapping[str, Array], Inputs]) -> tuple[Any, Array]:
         theta, buffers, x = given
-        prediction, _ = root.forward(x, layout.tree(theta, buffers), Run())
-        return state, prediction
+        output, _ = root.forward(precision.lowered(x), precision.tree(layout, theta, buffers), Run())
+        return state, precision.raised(output)
 
-    return step
+    return precision.around(step)
+
+
+def make_gradient_function(
+    root: Layer, layout: Layout, loss: Loss, precision: Precision = FULL
+) -> Callable[[Vector, Mapping[str, Array], Batch], tuple[Array, dict[str, Array]]]:
+    """function(theta, buffers, batch) -> (loss, gradients by the names of the parameters), without dropout."""
+
+    def differentiate(theta: Vector, buffers: Mapping[str, Array], batch: Batch) -> tuple[Array, dict[str, Array]]:
+        x, target, weight = batch
+        tree = precision.tree(layout, theta, buffers)
+        output, backward = root.forward(precision.lowered(x), tree, Run(input_gradient=False))
+        value, loss_vjp = loss(precision.raised(output), target, weight)
+        gradient = loss_vjp(1.0)[0]
+        scaling = precision.scaling_for(gradient)
+        _, gradients = backward(precision.output_gradient(gradient, scaling))
+        layout.check_gradients(gradients, precision.dtype)
+        named = layout.gather(gradients)
+        return value, dict(zip(named, precision.parameter_gradient(tuple(named.values()), scaling), strict=True))
+
+    return precision.around(differentiate)
 
 
 def gather_rows(step: Step) -> Step:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xpnn import ops
 from xpnn.backend import Backend, host
 from xpnn.dispatch import Array
 from xpnn.errors import BackendError
@@ -100,7 +101,8 @@ def add_to_totals(
     """
     share = loss.total_weight(target, weight, value)
     loss_sum, weight_sum = totals["loss"]
-    new: dict[str, tuple[Any, ...]] = {"loss": (loss_sum + value * share, weight_sum + share)}
+    sums, _ = ops.add_to_sums(loss_sum, weight_sum, value, share, donate=True)
+    new: dict[str, tuple[Any, ...]] = {"loss": sums}
     for metric in metrics:
         new[metric.name] = metric.add(totals[metric.name], prediction, target, weight)
     return new

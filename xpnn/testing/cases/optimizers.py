@@ -50,6 +50,8 @@ CASES = (
     Case("add_weight_decay", (_ANY, _ANY, 0.25), exact=True),
     Case("add_weight_decay", (_ANY, _ANY, _DECAYS), label="decays", exact=True),
     Case("moving_average", (_ANY, _ANY, 0.75), exact=True),
+    Case("add_to_sums", (Reals(()), Reals(()), Reals(()), 0.5), exact=True),
+    Case("add_to_sums", (Reals(()), Reals(()), Reals(()), Reals(())), exact=True, label="shares"),
     Case("clip_by_value", (Reals(_SHAPE, avoid=(-1.0, 1.0)), 1.0), exact=True),
     Case("clip_by_norm", (Reals((3, 2), 1.0, 2.0), 0.5), label="clipped", terms=6),
     Case("clip_by_norm", (Reals((3, 2), -0.5, 0.5), 10.0), label="short", exact=True),

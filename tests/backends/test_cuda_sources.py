@@ -1,0 +1,105 @@
+"""Every CUDA kernel in every type is compiled by NVRTC, which needs no GPU and no driver; its registers are read."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
+
+from xpnn_backends.cupy import kernels  # noqa: E402 (needs CuPy, and no GPU)
+from xpnn_backends.cupy.bodies import KERNELS  # noqa: E402
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+MOST_REGISTERS = 128
+"""Of a thread: with 256 threads in a block, two blocks then fit on a multiprocessor."""
+
+
+MOST_SPILLS = 32
+"""Bytes: what the rare paths of a division or a root save, which are calls. An array that is spilled takes more."""
+
+
+def include_folders():
+    """Where the CUDA headers lie that CuPy compiles with: in packages beside it."""
+    nvidia = pytest.importorskip("nvidia", reason="the CUDA headers are not installed; cupy-cuda13x[ctk] brings them")
+    return [str(folder) for root in nvidia.__path__ for folder in sorted(Path(root).glob("*/include"))]
+
+
+def compiled(text, expressions, architecture):
+    """(what ptxas says, the size of the machine code)."""
+    # CuPy adds -ftz=true to whatever it compiles.
+    options = [f"-arch={architecture}", "--ptxas-options=-v", *kernels.OPTIONS, "-ftz=true"]
+    options += [f"-I{folder}" for folder in include_folders()]
+    program = nvrtc.createProgram(text, "kernels.cu", (), ())
+    try:
+        for wanted in expressions:
+            nvrtc.addNameExpression(program, wanted)
+        try:
+            nvrtc.compileProgram(program, options)
+        except Exception as error:
+            raise AssertionError(f"{error}\n{nvrtc.getProgramLog(program)}") from None
+        for wanted in expressions:
+            nvrtc.getLoweredName(program, wanted)
+        return nvrtc.getProgramLog(program), len(nvrtc.getCUBIN(program))
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def usage(log):
+    """Kernel -> (registers, bytes of spills)."""
+    found = {}
+    name = None
+    for line in log.splitlines():
+        entry = re.search(r"entry function '(\w+)'", line) or re.search(r"Function properties for (\w+)", line)
+        if entry:
+            name = entry[1]
+        spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)
+        if spills:
+            found.setdefault(name, [0, 0])[1] = int(spills[1]) + int(spills[2])
+        registers = re.search(r"Used (\d+) registers", line)
+        if registers:
+            found.setdefault(name, [0, 0])[0] = int(registers[1])
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("family", sorted({family for family, _, _ in KERNELS}))
+def test_every_kernel_is_compiled_and_keeps_its_numbers_in_registers(family, architecture):
+    wanted = [kernels.expression(name, *parameters) for owner, name, parameters in KERNELS if owner == family]
+    log, size = compiled(kernels.source(family), wanted, architecture)
+    used = usage(log)
+    assert size > 1000
+    assert len(used) >= len(set(wanted))
+    too_many = {name: counts for name, counts in used.items() if counts[0] > MOST_REGISTERS or counts[1] > MOST_SPILLS}
+    assert not too_many, f"(registers, bytes of spills): {too_many}"
+
+
+def test_every_kernel_of_the_sources_is_in_the_list():
+    listed = {(family, name) for family, name, _ in KERNELS}
+    written = {
+        (path.stem, name)
+        for path in kernels.FOLDER.glob("*.cu")
+        for name in re.findall(
+            r"__global__\s+(?:__launch_bounds__\([^)]*\)\s+)?void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(",
+            path.read_text(),
+        )
+    }
+    assert written == listed
+
+
+def test_a_fault_in_a_source_is_found():
+    with pytest.raises(AssertionError, match="undefined"):
+        compiled('extern "C" __global__ void wrong(float* x) { x[0] = nothing; }', ["wrong"], "sm_90")
+
+
+def test_spills_are_read_from_the_log():
+    text = """
+    extern "C" __global__ void __launch_bounds__(1024, 2) many(const float* x, float* y) {
+      float kept[200];
+      for (int i = 0; i < 200; ++i) kept[i] = x[threadIdx.x * 200 + i] * 3.0f;
+      for (int k = 0; k < 50; ++k)
+        for (int i = 0; i < 200; ++i) kept[i] = kept[i] * kept[(i * 7 + 3) % 200] + x[k];
+      for (int i = 0; i < 200; ++i) y[threadIdx.x * 200 + i] = kept[i];
+    }"""
+    log, _ = compiled(text, ["many"], "sm_90")
+    assert any(spilled > MOST_SPILLS for _, spilled in usage(log).values())
