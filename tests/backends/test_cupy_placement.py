@@ -12,15 +12,13 @@ placement = pytest.importorskip("xpnn_backends.cupy.placement", reason="CuPy is 
 
 def packed(gpu, function, *arrays):
     """The step's result, run as it is and as a graph, and the graph."""
-    from xpnn_backends.cupy.graph import _Graph, _Trial
+    from xpnn_backends.cupy.captures import run_as_graph
 
     def step(state, batch):
         return state, function(*batch)
 
-    trial = _Trial(arrays)
-    _, wanted = trial.run(step, (), arrays)
-    graph = _Graph(step, trial, (), arrays)
-    _, found = graph.run(())
+    _, wanted = step((), arrays)
+    graph, (_, found) = run_as_graph(step, (), arrays)
     for mine, theirs in trees.pairs(wanted, found):
         np.testing.assert_array_equal(gpu.to_host(mine), gpu.to_host(theirs))
     return graph
@@ -33,8 +31,8 @@ def test_pieces_are_made_in_their_places(gpu):
         return OPS["pack"](x + 1.0, y * 2.0, starts=(0, 64), size=128)[0]
 
     graph = packed(gpu, function, x, y)
-    assert [piece.start for piece in graph._placement._pieces.values()] == [0, 256]
-    assert len(graph._placement.vectors) == 1
+    assert [piece.start for piece in graph.placement._pieces.values()] == [0, 256]
+    assert len(graph.placement.vectors) == 1
 
 
 def test_pieces_that_are_views_inputs_or_packed_twice_are_copied(gpu):
@@ -46,7 +44,7 @@ def test_pieces_that_are_views_inputs_or_packed_twice_are_copied(gpu):
         return first, OPS["pack"](made, made[1], starts=(0, 16), size=20)[0]
 
     graph = packed(gpu, function, x)
-    assert len(graph._placement.vectors) in (0, 2)
+    assert len(graph.placement.vectors) in (0, 2)
 
 
 def test_a_step_that_allocates_otherwise_is_captured_all_the_same(gpu):
@@ -70,7 +68,7 @@ def test_the_gradient_of_a_network_is_not_copied(gpu):
     step, state = net.step("cross_entropy", "adam"), net.initial_state("adam", "cross_entropy")
     for _ in range(3):
         state, _ = step(state, batch)
-    assert len(step._last._placement._pieces) == 4
+    assert len(step._last.placement._pieces) == 4
 
 
 @pytest.mark.parametrize("share", [3, 0.5, np.float32(0.25)])

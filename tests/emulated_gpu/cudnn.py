@@ -40,7 +40,7 @@ class cudnnGraphNotSupportedError(RuntimeError):  # noqa: N801 (the name in the 
 
 data_type = enum.Enum("data_type", ["NOT_SET", "FLOAT", "HALF", "BFLOAT16"])
 heur_mode = enum.Enum("heur_mode", ["A", "B", "FALLBACK"])
-numerical_note = enum.Enum("numerical_note", ["TENSOR_CORE", "DOWN_CONVERT_INPUTS"])
+numerical_note = enum.Enum("numerical_note", ["TENSOR_CORE", "DOWN_CONVERT_INPUTS", "NONDETERMINISTIC"])
 norm_forward_phase = enum.Enum("norm_forward_phase", ["INFERENCE", "TRAINING"])
 
 
@@ -408,7 +408,9 @@ class pygraph:  # noqa: N801 (the name in the library)
         stats: Tensor,
         attn_scale: float,
         use_causal_mask: bool,
+        use_deterministic_algorithm: bool,
     ) -> list[Tensor]:
+        _check(use_deterministic_algorithm, "one seed, one result")
         if q.dim[2] == k.dim[2] == 1:
             raise cudnnGraphNotSupportedError("s_q = s_kv = 1 is not supported.")
         _check(o.dim == dO.dim and stats.dim == [*q.dim[:3], 1])

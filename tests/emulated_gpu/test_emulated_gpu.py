@@ -215,6 +215,21 @@ def test_arguments_that_a_kernel_wants(cp):
     np.testing.assert_array_equal(cp.asnumpy(y), np.float32([1, 1, 1]))
 
 
+def test_lanes_that_have_left_a_loop(cp):
+    source = """
+    extern "C" __global__ void sums(const int* lengths, int* y) {
+      int sum = 0;
+      for (int i = 0; i < lengths[threadIdx.x]; ++i) sum += __shfl_xor_sync(0xffffffffu, i, 1);
+      y[threadIdx.x] = __shfl_sync(0xffffffffu, sum, 0);
+    }"""
+    kernel = cp.RawKernel(source, "sums")
+    y = cp.zeros(32, dtype="int32")
+    kernel((1,), (32,), (cp.full(32, 3, dtype="int32"), y))
+    np.testing.assert_array_equal(cp.asnumpy(y), 3)
+    with pytest.raises(Exception, match="meet in different calls"):
+        kernel((1,), (32,), (cp.arange(32, dtype="int32"), y))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -78,8 +78,9 @@ def fit(
     if fraction:
         data, validation = split(data, fraction, network.seed, network.backend)
     trainer = _Trainer(network, start, data, validation, batch_size, bool(shuffle), hooks)
+    del start  # and with it the optimizer's memory of the training before, which has been copied
 
-    progress.begin(start.epoch + 1, start.epoch + epochs, data.samples)
+    progress.begin(trainer.epoch + 1, trainer.epoch + epochs, data.samples)
     try:
         with Interrupt() as interrupt:
             return trainer.train(epochs, interrupt, progress)
@@ -265,6 +266,7 @@ class _Trainer:
         self.step = network.compiled_fit_step(start.loss, start.optimizer, start.metrics)
         self.evaluation = Evaluation(network, start.loss, start.metrics)
         self.state = self._first_state()
+        self.start = start._replace(slots={}, scaling=())
         self._together = 1
 
     def _first_state(self) -> State:

@@ -230,13 +230,13 @@ __global__ void __launch_bounds__(THREADS, 1) activation(const T* x, T* y, long 
   const wide<T> option = (wide<T>)setting;
   const long long packs = is_aligned(x) && is_aligned(y) ? count / N : 0;
   GRID_STRIDE(pack, packs) {
-    const Pack<T, N> given = reinterpret_cast<const Pack<T, N>*>(x)[pack];
+    const Pack<T, N> given = as_packs<N>(x)[pack];
     Pack<T, N> made;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       store(&made.at[k], Function::value(load(given.at[k]), option));
     }
-    reinterpret_cast<Pack<T, N>*>(y)[pack] = made;
+    as_packs<N>(y)[pack] = made;
   }
   GRID_STRIDE(left, count - packs * N) {
     const long long place = packs * N + left;
@@ -252,14 +252,14 @@ activation_gradient(const T* x, const T* dy, T* dx, long long count, double sett
   const wide<T> option = (wide<T>)setting;
   const long long packs = is_aligned(x) && is_aligned(dy) && is_aligned(dx) ? count / N : 0;
   GRID_STRIDE(pack, packs) {
-    const Pack<T, N> given = reinterpret_cast<const Pack<T, N>*>(x)[pack];
-    const Pack<T, N> arrived = reinterpret_cast<const Pack<T, N>*>(dy)[pack];
+    const Pack<T, N> given = as_packs<N>(x)[pack];
+    const Pack<T, N> arrived = as_packs<N>(dy)[pack];
     Pack<T, N> made;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       store(&made.at[k], Function::gradient(load(given.at[k]), load(arrived.at[k]), option));
     }
-    reinterpret_cast<Pack<T, N>*>(dx)[pack] = made;
+    as_packs<N>(dx)[pack] = made;
   }
   GRID_STRIDE(left, count - packs * N) {
     const long long place = packs * N + left;
@@ -273,15 +273,16 @@ template <typename Function, typename T, int N, bool KEEPS_SUM>
 __global__ void __launch_bounds__(THREADS, 1)
 bias_activation(T* z, const T* bias, T* y, long long rows, long long features, int across) {
   const int down = blockDim.x / across;
-  const long long column = ((long long)blockIdx.x * across + threadIdx.x % across) * N;
-  if (column >= features) {
+  const long long packs = features / N;
+  const long long column = (long long)blockIdx.x * across + threadIdx.x % across;
+  if (column >= packs) {
     return;
   }
-  const Pack<T, N> added = *reinterpret_cast<const Pack<T, N>*>(bias + column);
+  const Pack<T, N> added = as_packs<N>(bias)[column];
   const long long first = (long long)blockIdx.y * down + threadIdx.x / across;
   for (long long row = first; row < rows; row += (long long)gridDim.y * down) {
-    Pack<T, N>* place = reinterpret_cast<Pack<T, N>*>(z + row * features + column);
-    Pack<T, N> sums = *place;
+    const long long place = row * packs + column;
+    Pack<T, N> sums = as_packs<N>(z)[place];
     Pack<T, N> made;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -290,9 +291,9 @@ bias_activation(T* z, const T* bias, T* y, long long rows, long long features, i
       store(&made.at[k], Function::value(sum, wide<T>(0)));
     }
     if constexpr (KEEPS_SUM) {
-      *place = sums;
+      as_packs<N>(z)[place] = sums;
     }
-    *reinterpret_cast<Pack<T, N>*>(y + row * features + column) = made;
+    as_packs<N>(y)[place] = made;
   }
 }
 
@@ -306,25 +307,26 @@ column_sums(const T* x, const T* dy, T* dz, Sum* sums, long long rows, long long
   __shared__ W held[THREADS * N];
   const int down = blockDim.x / across;
   const int level = threadIdx.x / across;
-  const long long column = ((long long)blockIdx.x * across + threadIdx.x % across) * N;
+  const long long packs = features / N;
+  const long long column = (long long)blockIdx.x * across + threadIdx.x % across;
   W total[N];
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     total[k] = 0;
   }
-  if (column < features) {
+  if (column < packs) {
     const long long step = (long long)gridDim.y * down;
 #pragma unroll 4
     for (long long row = (long long)blockIdx.y * down + level; row < rows; row += step) {
-      const long long place = row * features + column;
-      const Pack<T, N> arrived = *reinterpret_cast<const Pack<T, N>*>(dy + place);
+      const long long place = row * packs + column;
+      const Pack<T, N> arrived = as_packs<N>(dy)[place];
       if constexpr (IS_IDENTITY<Function>) {
 #pragma unroll
         for (int k = 0; k < N; ++k) {
           total[k] += load(arrived.at[k]);
         }
       } else {
-        const Pack<T, N> given = *reinterpret_cast<const Pack<T, N>*>(x + place);
+        const Pack<T, N> given = as_packs<N>(x)[place];
         Pack<T, N> made;
 #pragma unroll
         for (int k = 0; k < N; ++k) {
@@ -332,7 +334,7 @@ column_sums(const T* x, const T* dy, T* dz, Sum* sums, long long rows, long long
           store(&made.at[k], gradient);
           total[k] += gradient;
         }
-        *reinterpret_cast<Pack<T, N>*>(dz + place) = made;
+        as_packs<N>(dz)[place] = made;
       }
     }
   }
@@ -354,10 +356,10 @@ column_sums(const T* x, const T* dy, T* dz, Sum* sums, long long rows, long long
     __syncthreads();
     left = half;
   }
-  if (level == 0 && column < features) {
+  if (level == 0 && column < packs) {
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      store(&sums[blockIdx.y * features + column + k], total[k]);
+      store(&sums[blockIdx.y * features + column * N + k], total[k]);
     }
   }
 }

@@ -21,12 +21,40 @@ _PAIRS = [(dtype, dtype) for dtype in _FLOATS] + [(dtype, "float32") for dtype i
 _BATCH_FLOATS = ("float32", *_HALVES)
 _BATCH_PAIRS = [pair for pair in _PAIRS if pair[0] in _BATCH_FLOATS]
 
+_WARP = 32
+_WARP_FEATURES = 1024
+"""Up to so many features, a warp does a row that is not held."""
+_BLOCK_HELD = 4
+"""Packs of a row that a thread holds, where a block of 256 threads does it."""
+
+
+def _warp_held(pack: int) -> int:
+    """Packs of a row that a lane holds, where a warp does it: half precision needs more registers, being widened."""
+    return 8 if pack < 8 else 4
+
+
+def _teams(pack: int) -> list[tuple[int, int, int]]:
+    """(threads for a row, packs that each holds, elements of a pack): all that the kernels on rows are made for."""
+    held = [(_WARP, _warp_held(pack), pack), (THREADS, _BLOCK_HELD, pack)]
+    return [*held, (THREADS, 0, pack), (_WARP, 0, 1), (THREADS, 0, 1)]
+
+
+def _team(features: int, width: int) -> tuple[int, int, int]:
+    """The one of `_teams` that does rows of so many features, of which `width` may be moved at a time."""
+    packs = features // width
+    if width > 1 and packs <= _WARP * _warp_held(width):
+        return _WARP, _warp_held(width), width
+    if width > 1 and packs <= THREADS * _BLOCK_HELD:
+        return THREADS, _BLOCK_HELD, width
+    return _WARP if width == 1 and features <= _WARP_FEATURES else THREADS, 0, width
+
+
 KERNELS: list[tuple[str, str, tuple[Any, ...]]] = [
     *(
-        ("normalization", name, (*pair, lanes, centre))
+        ("normalization", name, (*pair, *team, centre))
         for name in ("row_norm_forward", "row_norm_backward")
         for pair in _PAIRS
-        for lanes in (32, 256)
+        for team in _teams(PACKS[pair[0]])
         for centre in (False, True)
     ),
     *(
@@ -53,10 +81,6 @@ KERNELS: list[tuple[str, str, tuple[Any, ...]]] = [
         for width in (1, PACKS[dtype])
     ),
 ]
-
-_WARP_FEATURES = 1024
-"""Up to so many features, a warp does a row; above, a block of 256 threads."""
-
 
 _LINE = 128
 """Bytes that the blocks which sum up columns have side by side: what memory is read by."""
@@ -92,9 +116,10 @@ class _Blocks(NamedTuple):
 
 
 def _width(features: int, *arrays: Any) -> int:
-    """How many elements of a row may be moved at a time: 16 bytes of them, or one."""
+    """How many elements of a row may be moved at a time, by addresses: 16 bytes of the first array, or one."""
     pack = PACKS[str(arrays[0].dtype)]
-    return pack if features % pack == 0 and all(array.data.ptr % 16 == 0 for array in arrays) else 1
+    fits = all(array is None or array.data.ptr % (pack * array.itemsize) == 0 for array in arrays)
+    return pack if features % pack == 0 and fits else 1
 
 
 def _blocks_of_sums(rows: int, features: int, width: int, itemsize: int) -> _Blocks:
@@ -140,27 +165,19 @@ def _row_norm(
     rows = x.size // features
     x = in_order(x)
     weight, bias = (None if vector is None else in_order(vector) for vector in (weight, bias))
-    lanes = 32 if features <= _WARP_FEATURES else THREADS
-    blocks = blocks_for(rows, THREADS // lanes)
+    team = _team(features, _width(features, x, weight, bias))
     y = cupy.empty_like(x)
     means = cupy.empty(rows, dtype=_wide(pair[0])) if centre else None
     deviations = cupy.empty(rows, dtype=_wide(pair[0]))
-    _launch(
-        "row_norm_forward",
-        (*pair, lanes, centre),
-        blocks,
-        *(x, weight, bias, y, means, deviations, rows, features, float(epsilon)),
-    )
+    arguments = (x, weight, bias, y, means, deviations, rows, features, float(epsilon))
+    _launch("row_norm_forward", (*pair, *team, centre), blocks_for(rows, THREADS // team[0]), *arguments)
 
     def vjp(dy: Any) -> tuple[Any, Any, Any]:
         dy = in_order(dy.astype(x.dtype, copy=False))
         dx = cupy.empty_like(x)
-        _launch(
-            "row_norm_backward",
-            (*pair, lanes, centre),
-            blocks,
-            *(dy, x, weight, means, deviations, dx, rows, features),
-        )
+        team = _team(features, _width(features, x, dy, weight))
+        arguments = (dy, x, weight, means, deviations, dx, rows, features)
+        _launch("row_norm_backward", (*pair, *team, centre), blocks_for(rows, THREADS // team[0]), *arguments)
         if weight is None and bias is None:
             return dx, None, None
         width = _width(features, x, dy)
@@ -247,7 +264,7 @@ def batch_norm(
     blocks = _blocks_of_sums(rows, channels, width, x.itemsize)
     parts = blocks.grid[1]
     sums = cupy.empty((2, parts, channels), dtype=cupy.float64)
-    arguments = (x, sums, rows, channels, blocks.across)
+    arguments: tuple[Any, ...] = (x, sums, rows, channels, blocks.across)
     _launch("batch_norm_sums", (pair[0], width), blocks.grid, *arguments, threads=blocks.threads)
     mean, variance = cupy.empty((2, channels), dtype=cupy.float32)
     exact_mean, inverse_deviation = cupy.empty((2, channels), dtype=cupy.float64)
@@ -265,7 +282,7 @@ def batch_norm(
         width = _width(channels, x, dy)
         blocks = _blocks_of_sums(rows, channels, width, x.itemsize)
         sums = cupy.empty((2, blocks.grid[1], channels), dtype=cupy.float64)
-        arguments = (dy, x, y, exact_mean, inverse_deviation, sums, rows, channels, blocks.across)
+        arguments: tuple[Any, ...] = (dy, x, y, exact_mean, inverse_deviation, sums, rows, channels, blocks.across)
         _launch("batch_norm_gradient_sums", (pair[0], relu, width), blocks.grid, *arguments, threads=blocks.threads)
         along, total = cupy.empty((2, channels), dtype=cupy.float64)
         dweight, dbias = (None if v is None else cupy.empty(v.shape, dtype=v.dtype) for v in (weight, bias))

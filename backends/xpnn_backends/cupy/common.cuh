@@ -32,6 +32,15 @@ struct Number {
 
 // Several elements of an array, moved by one access of up to 16 bytes where their address allows it.
 template <typename T, int N> struct alignas(sizeof(T) * N) Pack { T at[N]; };
+// An array by packs. The compiler makes one access of a pack where it is found by its number; where it is found by an
+// address that was computed in elements, a store may become one for each element.
+template <int N, typename T> __device__ inline Pack<T, N>* as_packs(T* array) {
+  return reinterpret_cast<Pack<T, N>*>(array);
+}
+template <int N, typename T> __device__ inline const Pack<T, N>* as_packs(const T* array) {
+  return reinterpret_cast<const Pack<T, N>*>(array);
+}
+
 template <typename T> __host__ __device__ constexpr int pack_size() { return 16 / sizeof(T); }
 
 template <typename T> __device__ inline bool is_aligned(const T* pointer) {

@@ -60,6 +60,7 @@ def build(cudnn: Any, definition: Definition, **where: Any) -> Any:
     graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
     if not definition.tensor_cores:
         graph.deselect_numeric_notes([cudnn.numerical_note.TENSOR_CORE])
+    graph.deselect_numeric_notes([cudnn.numerical_note.NONDETERMINISTIC])
     graph.check_support()
     graph.build_plans()
     return graph
@@ -332,6 +333,7 @@ class Attention(NamedTuple):
         y = writer.operand(result, self.dtype, by_time(result))
         dy = writer.operand(result, self.dtype, by_time(result))
         logarithms = writer.operand(statistics, "float32", in_order)
+        settings["use_deterministic_algorithm"] = True
         gradients = graph.sdpa_backward(q=query, k=key, v=value, o=y, dO=dy, stats=logarithms, **settings)
         for gradient, dims in zip(gradients, (self.query, self.key, self.value), strict=True):
             writer.result(gradient, dims, self.dtype, by_time(dims))

@@ -39,6 +39,7 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS, 1)
 loss_total(const double* sums, int count, double factor, const double* divisor, T* value) {
   double mine = 0;
+#pragma unroll 8
   for (int index = threadIdx.x; index < count; index += THREADS) {
     mine += sums[index];
   }
@@ -51,6 +52,7 @@ loss_total(const double* sums, int count, double factor, const double* divisor, 
 // divisor = the sum of `sums`, or 1
 __global__ void __launch_bounds__(256) divisor_of(const double* sums, int count, double* divisor) {
   double mine = 0;
+#pragma unroll 8
   for (int index = threadIdx.x; index < count; index += THREADS) {
     mine += sums[index];
   }
@@ -366,7 +368,7 @@ struct LogKlDivergence {
 
 // The sum of the losses of all elements, each times the weight of its sample, and their gradients.
 template <typename Loss, typename T, bool HAS_TARGET_GRADIENT>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, 2)
 elementwise_loss(const T* prediction, const T* target, const T* weight, long long elements, double first, double second,
                  double factor, const double* divisor, NUMBER(dy), long long count, T* gradients, T* target_gradients,
                  double* sums, T* value) {
@@ -385,12 +387,19 @@ elementwise_loss(const T* prediction, const T* target, const T* weight, long lon
       given = *reinterpret_cast<const Pack<T, N>*>(prediction + start);
       wanted = *reinterpret_cast<const Pack<T, N>*>(target + start);
     }
+    // One division for a pack, since it takes long; the sample of each element follows by counting.
+    long long sample = weight ? start / elements : 0;
+    long long next_sample_at = (sample + 1) * elements;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       if (start + k < count) {
         const W p = load(whole ? given.at[k] : prediction[start + k]);
         const W t = load(whole ? wanted.at[k] : target[start + k]);
-        const double of_sample = weight ? (double)load(weight[(start + k) / elements]) : 1.0;
+        if (start + k == next_sample_at) {
+          ++sample;
+          next_sample_at += elements;
+        }
+        const double of_sample = weight ? (double)load(weight[sample]) : 1.0;
         if (value) {
           loss += of_sample * (double)Loss::value(p, t, settings);
         }

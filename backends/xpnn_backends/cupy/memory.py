@@ -36,7 +36,9 @@ _ALLOCATION_FAILED = 2
 
 Result = TypeVar("Result")
 
+_registering = threading.RLock()
 _callbacks: list[Callable[[], Callable[[], Any] | None]] = []
+_last_callbacks: list[Callable[[], Callable[[], Any] | None]] = []
 _providers: list[Callable[[], Callable[[], Iterable[Any]] | None]] = []
 
 
@@ -82,12 +84,16 @@ def available() -> int:
     return min(free, max(limit - int(pool.used_bytes()), 0)) if limit else free
 
 
-def on_pressure(callback: Callable[[], Any]) -> None:
+def on_pressure(callback: Callable[[], Any], last: bool = False) -> None:
     """Have `callback()` called where memory has run out: it lets go of what is held for speed alone.
 
-    A method does not keep its object alive.
+    Any thread may call it. A method does not keep its object alive.
+
+    Args:
+        callback: what to call.
+        last: call it when all others have let go, and garbage is collected.
     """
-    _callbacks.append(_weak(callback))
+    _register(_last_callbacks if last else _callbacks, callback)
 
 
 def report_pools(provider: Callable[[], Iterable[Any]]) -> None:
@@ -95,12 +101,15 @@ def report_pools(provider: Callable[[], Iterable[Any]]) -> None:
 
     A method does not keep its object alive.
     """
-    _providers.append(_weak(provider))
+    _register(_providers, provider)
 
 
 def free_caches() -> None:
     """Give back what nothing needs at the moment: to the device what CuPy's pool holds, to the host what is pinned."""
     for callback in _alive(_callbacks):
+        callback()
+    gc.collect()
+    for callback in _alive(_last_callbacks):
         callback()
     _free_blocks()
     cupy.get_default_pinned_memory_pool().free_all_blocks()
@@ -174,13 +183,14 @@ class Guard:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if error is not None and _is_out_of_memory(error):
+            if error is not None and is_out_of_memory(error):
                 raise OutOfMemoryError(_message(_Shortage(_asked(error), None), None)) from error
         finally:
             self._device.__exit__(kind, error, trace)
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """True for an error that says that the device has no memory left."""
     if isinstance(error, cupy.cuda.runtime.CUDARuntimeError):
         return bool(error.status == _ALLOCATION_FAILED)  # of a graph, a stream or a library's handle
     return isinstance(error, cupy.cuda.memory.OutOfMemoryError)
@@ -189,7 +199,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 def _of_the_library(error: BaseException) -> BaseException | None:
     """The library's error if this one says that the device has no memory left, in its words or in ours; else None."""
     found = error.__cause__ if isinstance(error, OutOfMemoryError) else error
-    return found if _is_out_of_memory(found) else None
+    return found if is_out_of_memory(found) else None
 
 
 def _asked(error: BaseException) -> int | None:
@@ -276,8 +286,15 @@ def _weak(function: Any) -> Callable[[], Any]:
     return lambda: function
 
 
+def _register(references: list[Callable[[], Any]], function: Any) -> None:
+    with _registering:
+        _alive(references)
+        references.append(_weak(function))
+
+
 def _alive(references: list[Callable[[], Any]]) -> list[Any]:
     """The functions that are still there; the others are forgotten."""
-    found = [(reference, reference()) for reference in references]
-    references[:] = [reference for reference, function in found if function is not None]
+    with _registering:
+        found = [(reference, reference()) for reference in references]
+        references[:] = [reference for reference, function in found if function is not None]
     return [function for _, function in found if function is not None]

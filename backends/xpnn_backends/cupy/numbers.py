@@ -26,8 +26,8 @@ _FORMULAS: dict[Callable[..., Any], str] = {
     operator.sub: "({0} - {1})",
     operator.mul: "({0} * {1})",
     operator.truediv: "({0} / {1})",
-    operator.floordiv: "floor({0} / {1})",
-    operator.mod: "({0} - {1} * floor({0} / {1}))",
+    operator.floordiv: "floor_quotient({0}, {1})",
+    operator.mod: "floor_remainder({0}, {1})",
     operator.pow: "pow({0}, {1})",
     operator.eq: "(double)({0} == {1})",
     operator.ne: "(double)({0} != {1})",
@@ -49,10 +49,29 @@ _FORMULAS: dict[Callable[..., Any], str] = {
     numbers.log1p: "log1p({0})",
     numbers.sqrt: "sqrt({0})",
     numbers.where: "({0} != 0.0 ? {1} : {2})",
-    numbers.minimum: "fmin({0}, {1})",
-    numbers.maximum: "fmax({0}, {1})",
+    numbers.minimum: "({1} < {0} ? {1} : {0})",
+    numbers.maximum: "({1} > {0} ? {1} : {0})",
 }
-"""A Python function of numbers -> the same in CUDA, for doubles."""
+"""A Python function of numbers -> the same in CUDA, for doubles: also for NaN, and for what is negative."""
+
+_HELPERS = """
+// a % b as Python has it: of the sign of b.
+__device__ double floor_remainder(double a, double b) {
+  double remainder = fmod(a, b);
+  if (remainder == 0.0) {
+    return copysign(0.0, b);
+  }
+  return (remainder < 0.0) != (b < 0.0) ? remainder + b : remainder;
+}
+
+// a // b as Python has it: floor(a / b) would be a whole number too much where a / b is rounded up to one.
+__device__ double floor_quotient(double a, double b) {
+  return rint((a - floor_remainder(a, b)) / b);
+}
+"""
+
+_OPTIONS = ("--fmad=false",)
+"""a * b + c is rounded twice, as in Python: floor and comparisons may depend on it."""
 
 _LOGICAL = (operator.and_, operator.or_, operator.xor)
 
@@ -63,6 +82,9 @@ class StepNumber(RecordedNumber):
     __array_priority__ = 1e6  # an array on the left leaves the operation to the number
     recorder: Any
     """The `StepNumbers` that it is one of."""
+    variable: str | None = None
+    """What it is called in the kernel, once that is known."""
+    _known: tuple[int, Any] | None = None  # (step, value)
 
     def _apply(self, function: Callable[..., Any], *operands: Any) -> Any:
         arrays = [operand for operand in operands if isinstance(operand, cupy.ndarray)]
@@ -85,36 +107,28 @@ class StepNumber(RecordedNumber):
         """The number as an array without axes."""
         return self.recorder.array(self, np.dtype(dtype))
 
-    def formula(self) -> str:
-        """The number in CUDA, as a function of `step`."""
-        if self.function is None:
-            return "step"
-        text = _FORMULAS.get(self.function)
-        if text is None:
-            name = getattr(self.function, "__name__", self.function)
-            raise RecordingError(f"{name} of the number of the step has no kernel")
-        return text.format(*map(_formula, self.operands))
-
     def value(self, step: int) -> Any:
         """The number in step number `step`."""
         if self.function is None:
             return step
-        return self.function(*(o.value(step) if isinstance(o, StepNumber) else o for o in self.operands))
+        if self._known is None or self._known[0] != step:
+            operands = (o.value(step) if isinstance(o, StepNumber) else o for o in self.operands)
+            self._known = step, self.function(*operands)
+        return self._known[1]
 
 
 def _is_bool(operand: Any) -> bool:
     return isinstance(operand.ghost if isinstance(operand, RecordedNumber) else operand, bool)
 
 
-def _formula(operand: Any) -> str:
-    if isinstance(operand, StepNumber):
-        return operand.formula()
-    number = float(operand)
-    if math.isnan(number):
+def _constant(number: Any) -> str:
+    """A Python number in CUDA."""
+    value = float(number)
+    if math.isnan(value):
         return 'nan("")'
-    if math.isinf(number):
-        return "INFINITY" if number > 0 else "(-INFINITY)"
-    return f"({number!r})"
+    if math.isinf(value):
+        return "INFINITY" if value > 0 else "(-INFINITY)"
+    return f"({value!r})"
 
 
 class StepNumbers:
@@ -132,8 +146,8 @@ class StepNumbers:
     def __init__(self) -> None:
         self.numbers: list[Any] = []
         self.step = StepNumber(cast(Any, self))
-        self._formulas: list[str] = []
-        self._places: dict[str, Any] = {}
+        self._variables: dict[str, str] = {}  # formula of earlier variables -> variable; each is computed once
+        self._places: dict[str, Any] = {}  # variable -> the array that holds it
         self._arrays: dict[tuple[str, Any], Any] = {}
         self._memory = cupy.zeros(_MOST_PLACES, dtype=cupy.float64)
         self._counter = cupy.zeros(1, dtype=cupy.int64)
@@ -158,18 +172,32 @@ class StepNumbers:
             self._kernel((1,), (1,), (self._counter, self._memory))
         return self.step
 
+    def _variable(self, number: Any) -> str:
+        """What a number is called in the kernel."""
+        if not isinstance(number, StepNumber):
+            return _constant(number)
+        if number.function is None:
+            return "step"
+        if number.variable is None:
+            text = _FORMULAS.get(number.function)
+            if text is None:
+                name = getattr(number.function, "__name__", number.function)
+                raise RecordingError(f"{name} of the number of the step has no kernel")
+            formula = text.format(*map(self._variable, number.operands))
+            number.variable = self._variables.setdefault(formula, f"number{len(self._variables)}")
+        return number.variable
+
     def place(self, number: StepNumber) -> Any:
         """The array of one double that holds a number."""
-        formula = number.formula()
-        found = self._places.get(formula)
+        variable = self._variable(number)
+        found = self._places.get(variable)
         if found is None:
             if self._fixed:
                 raise RecordingError("the step asks for other numbers when it is run again")
-            index = len(self._formulas)
+            index = len(self._places)
             if index == _MOST_PLACES:
                 raise RecordingError(f"the step needs more than {_MOST_PLACES} numbers that differ from step to step")
-            self._formulas.append(formula)
-            found = self._places[formula] = self._memory[index : index + 1].reshape(())
+            found = self._places[variable] = self._memory[index : index + 1].reshape(())
         if not self._fixed:
             assert self._now is not None
             found.fill(float(number.value(self._now)))
@@ -180,7 +208,7 @@ class StepNumbers:
         place = self.place(number)
         if dtype == np.float64:
             return place
-        key = (number.formula(), dtype)
+        key = (self._variable(number), dtype)
         found = self._arrays.get(key)
         if found is None:
             found = self._arrays[key] = place.astype(dtype)
@@ -194,9 +222,9 @@ class StepNumbers:
 
     def prepare(self) -> None:
         """Compile the kernel, which must not happen in a capture; a step that needs no numbers has none."""
-        if not self._formulas:
+        if not self._places:
             return
-        self._kernel = cupy.RawKernel(self._source(), "numbers_of_a_step")
+        self._kernel = cupy.RawKernel(self._source(), "numbers_of_a_step", options=_OPTIONS)
         self._kernel.compile()
         # Its module is loaded when it is first launched.
         before = self._counter.copy()
@@ -204,12 +232,15 @@ class StepNumbers:
         self._counter[...] = before
 
     def _source(self) -> str:
-        lines = [f"  places[{index}] = {formula};" for index, formula in enumerate(self._formulas)]
+        computed = [f"  const double {variable} = {formula};" for formula, variable in self._variables.items()]
+        stored = [f"  places[{index}] = {variable};" for index, variable in enumerate(self._places)]
         return "\n".join(
             [
+                _HELPERS,
                 'extern "C" __global__ void numbers_of_a_step(long long* counter, double* places) {',
                 "  const double step = (double)counter[0];",
-                *lines,
+                *computed,
+                *stored,
                 "  counter[0] = counter[0] + 1;",
                 "}",
             ]

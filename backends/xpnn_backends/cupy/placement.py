@@ -48,16 +48,22 @@ class Placement:
         """True if something can be gained."""
         return bool(self._pieces)
 
+    def again(self) -> Placement:
+        """One to use what this one has watched, with vectors of its own.
+
+        What lies between the pieces of a vector is 0, and nothing ever writes there.
+        """
+        other = Placement()
+        other._pieces, other._shapes = self._pieces, self._shapes
+        other.vectors = [cupy.zeros(size, dtype=dtype) for size, dtype in self._shapes] if self._pieces else []
+        return other
+
     @contextlib.contextmanager
     def watching(self, malloc: Callable[[int], Any]) -> Iterator[None]:
         """A block that captures the step for the first time, with memory from `malloc`."""
         self._using = False
         with self._block(malloc):
             yield
-
-    def prepare(self) -> None:
-        """Make the vectors. What lies between the pieces is 0, and nothing ever writes there."""
-        self.vectors = [cupy.zeros(size, dtype=dtype) for size, dtype in self._shapes]
 
     @contextlib.contextmanager
     def using(self, malloc: Callable[[int], Any]) -> Iterator[None]:

@@ -185,13 +185,18 @@ class DeviceProducts:
 
     def workspace(self, stream: int) -> int:
         """The address of a stream's workspace. It stays there for good: graphs hold it."""
-        key = (stream, threading.get_ident() if stream == _PER_THREAD_STREAM else 0)
+        key = _stream_key(stream)
         found = self._workspaces.get(key)
         if found is None:
             # From the default pool, whichever is in use here: it must outlive the pool of a graph.
             found = cupy.get_default_memory_pool().malloc(WORKSPACE_BYTES)
             found = self._workspaces.setdefault(key, found)
         return int(found.ptr)
+
+    def share_workspace(self, stream: int, other: int) -> None:
+        """Let another stream use the workspace of this one."""
+        self.workspace(stream)
+        self._workspaces[_stream_key(other)] = self._workspaces[_stream_key(stream)]
 
     def run(
         self,
@@ -393,6 +398,11 @@ def products_here() -> DeviceProducts:
             if found is None:
                 found = _devices[number] = DeviceProducts(loaded)
     return found
+
+
+def _stream_key(stream: int) -> tuple[int, int]:
+    """What a stream is known by: one name stands for another stream in each thread."""
+    return stream, threading.get_ident() if stream == _PER_THREAD_STREAM else 0
 
 
 def _alignment(address: int) -> int:

@@ -153,6 +153,15 @@ def prepare() -> None:
         products_here().workspace(cupy.cuda.get_current_stream().ptr)
 
 
+def share_workspace(runs_on: Any, captures: Any) -> None:
+    """Before a capture begins: let it use the workspace of the stream that its graph will run on.
+
+    What runs on that stream, graph or not, follows each other, so that one workspace is enough for all of it.
+    """
+    if why_not() is None:
+        products_here().share_workspace(runs_on.ptr, captures.ptr)
+
+
 def _may_fuse(a: Any, b: Any) -> bool:
     """Whether an epilogue may be asked for: where others use it, and with a margin."""
     if a.dtype.char not in TYPES or a.dtype.char != b.dtype.char or a.ndim != 2 or b.ndim != 2:

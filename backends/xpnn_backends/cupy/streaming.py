@@ -120,11 +120,10 @@ class _Place:
         batch: the arrays on the device that were filled last.
     """
 
-    def __init__(self, shapes: list[tuple[int, ...]], dtypes: list[np.dtype], size: int) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], dtypes: list[np.dtype], device: Any) -> None:
         self._shapes, self._dtypes = shapes, dtypes
-        _, byte_count = self._offsets(size)
-        self._pinned = cupyx.empty_pinned((byte_count,), np.uint8)
-        self._device = cupy.empty((byte_count,), np.uint8)
+        self._pinned = cupyx.empty_pinned(device.shape, np.uint8)
+        self._device = device
         self._views: dict[int, tuple[list[np.ndarray], tuple[Any, ...], int]] = {}
         self.copied = cupy.cuda.Event(block=True, disable_timing=True)  # who waits for it does not take a processor
         self.used = cupy.cuda.Event(disable_timing=True)
@@ -132,20 +131,11 @@ class _Place:
         self.used.record(cupy.cuda.get_current_stream())
         self.batch: tuple[Any, ...] = ()
 
-    def _offsets(self, rows: int) -> tuple[list[int], int]:
-        """Where the arrays of a batch of so many rows begin, and how many bytes they are."""
-        offsets, position = [], 0
-        for shape, dtype in zip(self._shapes, self._dtypes, strict=True):
-            offsets.append(position)
-            byte_count = rows * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            position += -(-byte_count // _ALIGNMENT) * _ALIGNMENT
-        return offsets, position
-
     def views(self, rows: int) -> tuple[list[np.ndarray], tuple[Any, ...], int]:
         """(arrays in pinned memory, the same on the device, bytes to copy) for a batch of so many rows."""
         found = self._views.get(rows)
         if found is None:
-            offsets, byte_count = self._offsets(rows)
+            offsets, byte_count = _offsets(self._shapes, self._dtypes, rows)
             on_host, on_device = [], []
             for shape, dtype, offset in zip(self._shapes, self._dtypes, offsets, strict=True):
                 full = (rows, *shape)
@@ -161,6 +151,16 @@ class _Place:
         if byte_count:
             self._device.data.copy_from_host_async(self._pinned.ctypes.data, byte_count, stream)
         self.copied.record(stream)
+
+
+def _offsets(shapes: list[tuple[int, ...]], dtypes: list[np.dtype], rows: int) -> tuple[list[int], int]:
+    """Where the arrays of a batch of so many rows begin, and how many bytes they are."""
+    offsets, position = [], 0
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        offsets.append(position)
+        byte_count = rows * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        position += -(-byte_count // _ALIGNMENT) * _ALIGNMENT
+    return offsets, position
 
 
 class _Ring:
@@ -181,9 +181,11 @@ class _Ring:
         self._stopping = False
         self.full: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.empty: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        shapes = [array.shape[1:] for array in arrays]
-        for _ in range(min(DEPTH, -(-count // size))):
-            self.empty.put(_Place(shapes, [np.dtype(dtype) for dtype in dtypes], size))
+        shapes, kinds = [array.shape[1:] for array in arrays], [np.dtype(dtype) for dtype in dtypes]
+        # One piece of memory for all places: a graph that reads batches sees by that that they go from place to place.
+        memory = cupy.empty((min(DEPTH, -(-count // size)), _offsets(shapes, kinds, size)[1]), np.uint8)
+        for device in memory:
+            self.empty.put(_Place(shapes, kinds, device))
         # Nobody who leaves Python without closing the generator shall wait for it.
         self._thread = threading.Thread(target=self._fill, name="xpnn-data", daemon=True)
         self._thread.start()

@@ -29,12 +29,12 @@ class Reals:
         uniform = random.uniform(seed, random.stream(random.TESTING), 0, self.shape)
         values = self.low + (self.high - self.low) * uniform
         if exact:
-            return xp.round(values * 2.0) / 2.0
+            return xp.asarray(xp.round(values * 2.0) / 2.0)
         for point in self.avoid:
             offset = values - point
             away = xp.where(offset < 0, -self.margin, self.margin)
             values = xp.where(xp.abs(offset) < self.margin, point + away, values)
-        return values
+        return xp.asarray(values)  # NumPy makes scalars of arrays without axes
 
 
 @dataclass(frozen=True)
