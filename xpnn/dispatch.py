@@ -238,6 +238,12 @@ def refresh_bodies() -> None:
         registered.bodies.clear()
 
 
+def has_faster_body(name: str, x: object) -> bool:
+    """True if the op of this name has a faster body for arrays of x's type, and runs it."""
+    known = _kind(type(x))
+    return known is not None and name in known.overrides and _overrides_active
+
+
 def overrides_active() -> bool:
     """True if ops run the faster body of a backend where it has one (see XPNN_OVERRIDES and `without_overrides`)."""
     return _overrides_active

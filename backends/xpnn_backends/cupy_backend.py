@@ -48,7 +48,7 @@ except Exception as error:
     # The damage that two packages do shows itself in many ways: name the cause rather than the symptom.
     raise ImportError(_two_packages(installed_packages()) or one_line(error)) from error
 
-from xpnn_backends.cupy import constants, graph, memory, products, streaming  # noqa: E402
+from xpnn_backends.cupy import constants, cudnn_graphs, graph, memory, products, streaming  # noqa: E402
 from xpnn_backends.cupy.bodies import BODIES  # noqa: E402
 from xpnn_backends.recording import RecordedNumber  # noqa: E402
 
@@ -145,6 +145,11 @@ class CupyBackend(Backend):
     @classmethod
     def devices(cls) -> list[str]:
         return [*(str(index) for index in range(cupy.cuda.runtime.getDeviceCount())), _GRAPH]
+
+    @classmethod
+    def notices(cls) -> list[str]:
+        missing = {"steps run call by call": products.why_not(), "no cuDNN": cudnn_graphs.why_not()}
+        return [f"{what}: {reason}" for what, reason in missing.items() if reason is not None]
 
     @classmethod
     def describe_device(cls, name: str) -> str:

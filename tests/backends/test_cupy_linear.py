@@ -1,49 +1,19 @@
 """The linear map on CuPy against the same op on NumPy in float64."""
 
-import sys
-
 import numpy as np
 import pytest
 
+import xpnn
+from xpnn.errors import ConfigError
+from xpnn.layers import Run, Sequential
 from xpnn.ops import linear as linear_op
+from xpnn.ops import linear_chain
 from xpnn.ops.linear import FUSABLE
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 WIDE_EPS = {"float64": 2.0**-52}
 """Of the type in which products are summed; float32's where it is not named."""
-
-
-@pytest.fixture
-def cupy(gpu):
-    cupy = pytest.importorskip("cupy")
-    with gpu.context():
-        yield cupy
-
-
-@pytest.fixture
-def products(gpu):
-    from xpnn_backends.cupy import products
-
-    return products
-
-
-@pytest.fixture
-def lt(products):
-    """Products through cublasLt, or a skip that says why not."""
-    reason = products.why_not()
-    if reason is not None:
-        pytest.skip(f"no cublasLt here: {reason}")
-    return products
-
-
-@pytest.fixture
-def emulated(lt):
-    """The switches of the emulated cublasLt."""
-    module = sys.modules.get("emulated_gpu.cublaslt")
-    if module is None:
-        pytest.skip("a GPU's cublasLt cannot be told to refuse; the emulated one can (tests/emulated_gpu)")
-    return module
 
 
 def to_host(x):
@@ -175,3 +145,242 @@ def test_linear_keeps_nan(cupy, linear_way):
     y, vjp = linear_op(x, cupy.ones((8, 8), "float32"), cupy.ones(8, "float32"), activation="relu")
     assert np.array_equal(np.isnan(y.get()).all(axis=1), [False, True, False, False])
     assert np.array_equal(np.isnan(vjp(cupy.ones((4, 8), "float32"))[1].get()).any(axis=1), np.arange(8) == 2)
+
+
+CHAINS = {
+    "relu": ((17, 33), (24, 40, 8), ("relu", "relu", None)),
+    "3-D": ((3, 5, 16), (130, 8), ("relu", None)),
+    "mixed": ((9, 12), (20, 7, 16), ("tanh", "relu", "gelu")),
+    "ones": ((4, 5), (1, 6, 1), ("relu", "relu", "relu")),
+    "one row": ((1, 16), (8, 4), ("relu", "sigmoid")),
+    "single": ((6, 8), (4,), ("relu",)),
+}
+"""Shape of x, lengths of the results, activations."""
+
+
+def chain_arrays(cupy, shape, sizes, dtype, without_bias=(), shift=0):
+    """x, and the weights and biases as views of one array that begin `shift` elements after a multiple of 16 bytes."""
+    theta = random_array(cupy, 46, (20000,), dtype)
+    x = random_array(cupy, 47, shape, dtype)
+    arrays, start, inputs = [], shift, shape[-1]
+    for position, outputs in enumerate(sizes):
+        weight = theta[start : start + inputs * outputs].reshape(inputs, outputs)
+        weight *= float(inputs) ** -0.5
+        start += 64 * (-(-inputs * outputs // 64))
+        bias = None if position in without_bias else theta[start : start + outputs]
+        start += 64 * (-(-outputs // 64))
+        arrays += [weight, bias]
+        inputs = outputs
+    return x, arrays
+
+
+def check_chain(cupy, x, arrays, dtype, **options):
+    """The op on the device against its generic body on NumPy in float64; None where there is no gradient."""
+    y, vjp = linear_chain(x, *arrays, **options)
+    wanted, wanted_vjp = linear_chain(*[None if a is None else to_host(a) for a in (x, *arrays)], **options)
+    dy = random_array(cupy, 48, wanted.shape, dtype)
+    kept = [None if a is None else a.get() for a in (x, *arrays, dy)]
+    results = (y, *vjp(dy))
+    for got, right, to in zip(results, (wanted, *wanted_vjp(to_host(dy))), (x, x, *arrays), strict=True):
+        if right is None:
+            assert got is None
+            continue
+        assert got.shape == right.shape
+        is_wide = dtype in ("float16", "bfloat16") and got is not y and to is not x and to.ndim == 2
+        assert got.dtype == ("float32" if is_wide else dtype)
+        # Each map rounds once; its error goes through the others. Where it decides about a sign, a gradient jumps.
+        error = np.linalg.norm(to_host(got) - right)
+        assert error <= (16 * EPS[dtype]) * np.linalg.norm(right) + 1e-30
+    for array, before in zip((x, *arrays, dy), kept, strict=True):
+        assert array is None or np.array_equal(array.get(), before)
+    return results
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_chain_is_its_maps_one_behind_the_other(cupy, linear_way, dtype, chain):
+    shape, sizes, activations = CHAINS[chain]
+    for without_bias in ((), (0,)):
+        for shift in (0, 1):
+            x, arrays = chain_arrays(cupy, shape, sizes, dtype, without_bias, shift)
+            check_chain(cupy, x, arrays, dtype, activations=activations)
+            check_chain(cupy, x, arrays, dtype, activations=activations, input_gradient=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "names", [("RELU_AUX_BIAS",), ("DRELU_BGRAD",), ("BIAS", "BGRADA", "RELU_BIAS", "DRELU_BGRAD")]
+)
+def test_a_chain_without_some_epilogues(cupy, lt, emulated, monkeypatch, dtype, names):
+    plans = pytest.importorskip("xpnn_backends.cupy.product_plans")
+    monkeypatch.setattr(plans, "_devices", {})  # what is refused is remembered
+    epilogues = plans.library().lt.Epilogue
+    shape, sizes, activations = CHAINS["relu"]
+    x, arrays = chain_arrays(cupy, shape, sizes, dtype)
+    fused = check_chain(cupy, x, arrays, dtype, activations=activations)
+    plans._devices.clear()
+    with emulated.refusing(*[epilogues[name] for name in names]):
+        apart = check_chain(cupy, x, arrays, dtype, activations=activations)
+    for one, other in zip(fused, apart, strict=True):
+        np.testing.assert_allclose(to_host(one), to_host(other), rtol=0, atol=8 * EPS[dtype] * abs(to_host(one)).max())
+
+
+def test_rectified_maps_need_no_kernel_between_their_products(cupy, lt, emulated):
+    device = pytest.importorskip("emulated_gpu.device")
+    shape, sizes, activations = CHAINS["relu"]
+    x, arrays = chain_arrays(cupy, shape, sizes, "float32")
+    _, vjp = linear_chain(x, *arrays, activations=activations)  # with the trials
+    dy = random_array(cupy, 49, (*shape[:-1], sizes[-1]), "float32")
+    vjp(dy)
+    products, launches = emulated.products(), device.counts().get("launches", 0)
+    _, vjp = linear_chain(x, *arrays, activations=activations, input_gradient=False)
+    assert emulated.products() - products == 3
+    vjp(dy)
+    assert emulated.products() - products == 3 + 5
+    assert device.counts().get("launches", 0) == launches
+
+
+def test_a_chain_keeps_nan(cupy, linear_way):
+    x, arrays = chain_arrays(cupy, (6, 16), (16, 8), "float32")
+    x[1, 2] = float("nan")
+    y, vjp = linear_chain(x, *arrays, activations=("relu", None))
+    wanted, wanted_vjp = linear_chain(*map(to_host, (x, *arrays)), activations=("relu", None))
+    dy = random_array(cupy, 50, (6, 8), "float32")
+    dy[3, 4] = float("nan")
+    for got, right in zip((y, *vjp(dy)), (wanted, *wanted_vjp(to_host(dy))), strict=True):
+        assert np.array_equal(np.isnan(got.get()), np.isnan(right))
+
+
+def test_a_relu_that_loses_nan_is_not_used_in_a_chain(cupy, lt, emulated, monkeypatch):
+    plans = pytest.importorskip("xpnn_backends.cupy.product_plans")
+    monkeypatch.setattr(plans, "_devices", {})
+    x, arrays = chain_arrays(cupy, (6, 16), (16, 8), "float32")
+    with emulated.swallowing_nan():
+        assert lt.with_bias_and_mask(x, arrays[0], arrays[1]) is None
+    plans._devices.clear()
+    assert lt.with_bias_and_mask(x, arrays[0], arrays[1]) is not None
+
+
+def test_a_chain_that_does_not_fit_goes_to_the_generic_body(cupy):
+    x, arrays = chain_arrays(cupy, (0, 16), (16, 8), "float32")
+    y, vjp = linear_chain(x, *arrays, activations=("relu", None))
+    assert y.shape == (0, 8)
+    assert [gradient.shape for gradient in vjp(y)] == [(0, 16), (16, 16), (16,), (16, 8), (8,)]
+    with pytest.raises(ConfigError, match=r"got 4 weights and biases for activations=\('relu',\)"):
+        linear_chain(x, *arrays, activations=("relu",))
+
+
+def _perceptron():
+    return (xpnn.Dense(24), xpnn.ReLU(), xpnn.Dense(16), xpnn.ReLU(), xpnn.Dense(8), xpnn.Tanh(), xpnn.Dense(3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_network_with_chains_trains_as_on_numpy(gpu, lt, dtype):
+    numbers = np.random.default_rng(51)
+    inputs, targets = numbers.standard_normal((64, 6)), numbers.integers(0, 3, 64)
+    networks = []
+    for backend in ("numpy", gpu.spec):
+        network = xpnn.Network(*_perceptron(), backend=backend, dtype=dtype, seed=2, input_shape=(6,))
+        network.fit(inputs, targets, loss="cross_entropy", optimizer=xpnn.SGD(0.1), epochs=4, batch_size=16, verbose=0)
+        networks.append(network)
+    one, other = networks
+    assert list(one.parameters) == list(other.parameters)
+    for name in one.parameters:
+        tolerance = 2000 * EPS[dtype]
+        got = gpu.to_host(other.parameters[name])
+        np.testing.assert_allclose(got, one.parameters[name], rtol=0, atol=tolerance)
+
+
+def test_sequential_chains_dense_layers_in_a_row(cupy, gpu, monkeypatch):
+    """What becomes one op, and that the results are those of the layers one by one, under the same names."""
+
+    class Doubled(xpnn.Dense):
+        def forward(self, x, parameters, run, activation=None):
+            y, backward = super().forward(2.0 * x, parameters, run, activation)
+
+            def doubled(dy):
+                dx, gradients = backward(dy)
+                return 2.0 * dx, gradients
+
+            return y, doubled
+
+    shared = xpnn.Dense(6, 6)
+    root = Sequential(
+        xpnn.ReLU(), xpnn.Dense(6), shared, xpnn.ReLU(), shared, xpnn.ELU(), xpnn.Dense(6, bias=False), Doubled(6),
+        xpnn.Dense(5), xpnn.ReLU(), xpnn.Dense(4),
+    )  # fmt: skip
+    tree, width = {}, 6
+    for name, layer in root.children.items():
+        if not isinstance(layer, xpnn.Dense):
+            tree[name] = {}
+            continue
+        tree[name] = {"weight": random_array(cupy, int(name) + 60, (width, layer.sizes[-1]), "float64")}
+        width = layer.sizes[-1]
+        if layer.bias:
+            tree[name]["bias"] = random_array(cupy, int(name) + 80, (width,), "float64")
+    tree["4"] = tree["2"]
+    x, called = random_array(cupy, 59, (7, 6), "float64"), []
+    chain_op = xpnn.ops.linear_chain
+
+    def counting(*arguments, **options):
+        called.append(options["activations"])
+        return chain_op(*arguments, **options)
+
+    monkeypatch.setattr(xpnn.ops, "linear_chain", counting)
+    results = []
+    for way in ("chained", "one by one"):
+        if way == "one by one":
+            monkeypatch.setattr(root, "_chained_plan", None)
+        for input_gradient in (True, False):
+            y, backward = root.forward(x, tree, Run(input_gradient=input_gradient))
+            dx, gradients = backward(y)
+            assert (dx is not None) == input_gradient
+            results.append((y, dx, gradients))
+    assert called == 2 * [(None, "relu", None), ("relu", None)]
+    for (y, dx, gradients), (other_y, other_dx, others) in zip(results[:2], results[2:], strict=True):
+        assert {name: set(leaf) for name, leaf in gradients.items()} == {n: set(leaf) for n, leaf in others.items()}
+        pairs = [(y, other_y)] + [(gradients[n][p], others[n][p]) for n in others for p in others[n]]
+        pairs += [] if dx is None else [(dx, other_dx)]
+        for one, other in pairs:
+            np.testing.assert_allclose(to_host(one), to_host(other), rtol=1e-9, atol=1e-9)
+
+
+def test_an_error_in_a_chain_names_the_layer(cupy, gpu):
+    root = Sequential(xpnn.Dense(4, bias=False), xpnn.ReLU(), xpnn.Dense(2, bias=False))
+    tree = {"0": {"weight": cupy.ones((3, 4))}, "1": {}, "2": {"weight": cupy.ones((5, 2))}}
+    with pytest.raises(ValueError, match="matmul") as caught:
+        root.forward(cupy.ones((7, 3)), tree, Run())
+    wanted = "in the forward pass of layer 2 (Dense), whose input has shape (7, 4)"
+    assert wanted in caught.value.__notes__
+    tree["2"] = {"weight": cupy.ones((4, 2))}
+    _, backward = root.forward(cupy.ones((7, 3)), tree, Run())
+    with pytest.raises(ValueError, match="matmul") as caught:
+        backward(cupy.ones((7, 3)))
+    assert "in the backward pass of layers 0 to 2 (Dense)" in caught.value.__notes__
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_chain_in_a_graph(cupy, gpu, lt, dtype):
+    """Captured and replayed, it gives what it gives when it is called."""
+    shape, sizes, activations = CHAINS["relu"]
+    x, arrays = chain_arrays(cupy, shape, sizes, dtype)
+    dy = random_array(cupy, 52, (shape[0], sizes[-1]), dtype)
+
+    def both():
+        y, vjp = linear_chain(x, *arrays, activations=activations)
+        return (y, *vjp(dy))
+
+    both()  # plans and trials
+    stream, runs_on = cupy.cuda.Stream(non_blocking=True), cupy.cuda.get_current_stream()
+    pool = cupy.cuda.MemoryPool()  # the graph's memory stays its own
+    with cupy.cuda.using_allocator(pool.malloc), stream:
+        lt.share_workspace(runs_on, stream)
+        stream.begin_capture()
+        captured = both()
+        graph = stream.end_capture()
+    for seed in (53, 54):
+        x[...] = random_array(cupy, seed, shape, dtype)
+        wanted = both()
+        graph.launch(runs_on)
+        for one, other in zip(captured, wanted, strict=True):
+            assert np.array_equal(to_host(one), to_host(other))

@@ -40,42 +40,10 @@ LAYOUTS = ("rows", "columns", "sliced", "reversed")
 
 
 @pytest.fixture
-def cupy(gpu):
-    cupy = pytest.importorskip("cupy")
-    with gpu.context():
-        yield cupy
-
-
-@pytest.fixture
 def plans(gpu):
     from xpnn_backends.cupy import product_plans
 
     return product_plans
-
-
-@pytest.fixture
-def products(gpu):
-    from xpnn_backends.cupy import products
-
-    return products
-
-
-@pytest.fixture
-def lt(products):
-    """Products through cublasLt, or a skip that says why not."""
-    reason = products.why_not()
-    if reason is not None:
-        pytest.skip(f"no cublasLt here: {reason}")
-    return products
-
-
-@pytest.fixture
-def emulated(lt):
-    """The switches of the emulated cublasLt."""
-    module = sys.modules.get("emulated_gpu.cublaslt")
-    if module is None:
-        pytest.skip("a GPU's cublasLt cannot be told to refuse; the emulated one can (tests/emulated_gpu)")
-    return module
 
 
 @pytest.fixture(params=["cublasLt", "CuPy alone"])

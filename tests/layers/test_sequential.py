@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import xpnn
+from xpnn.dispatch import overrides_active
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers import Layer, Run, Sequential
 from xpnn.testing import check_layer
@@ -46,6 +47,39 @@ def test_a_fused_activation_gives_what_the_two_layers_give(activation, backend, 
         results.append([backend.to_host(a) for a in (y, dx, gradients["0"]["weight"], gradients["0"]["bias"])])
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12 if dtype == "float64" else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "steps"),
+    [
+        ((xpnn.Dense(4), xpnn.ReLU(), xpnn.Dense(4), xpnn.Tanh(), xpnn.Dense(4)), ["0 to 4"]),
+        ((xpnn.Dense(4), xpnn.Dense(4), xpnn.ELU(), xpnn.Dense(4), xpnn.Dense(4)), ["0 to 1", "2", "3 to 4"]),
+        ((xpnn.Flatten(), xpnn.Dense(4), xpnn.Dense(4), xpnn.LayerNorm()), ["0", "1 to 2", "3"]),
+        ((xpnn.Dense(4), xpnn.Dropout(0.5), xpnn.Dense(4)), None),
+        ((xpnn.Dense(4), xpnn.WeightNorm(xpnn.Dense(4))), None),
+        ((xpnn.Dense(4), type("Own", (xpnn.Dense,), {})(4)), None),
+        ((xpnn.Dense(4), xpnn.ReLU()), None),
+        ((), None),
+    ],
+)
+def test_dense_layers_in_a_row_are_one_step_of_the_chained_plan(layers, steps):
+    plan = Sequential(*layers)._chained_plan
+    assert (plan and [name for name, _, _ in plan]) == steps
+
+
+def test_dense_layers_are_chained_where_the_backend_has_a_body_for_it(backend, dtype, monkeypatch):
+    calls = []
+    linear_chain = xpnn.ops.linear_chain
+
+    def counting(*arguments, **options):
+        calls.append(options["activations"])
+        return linear_chain(*arguments, **options)
+
+    monkeypatch.setattr(xpnn.ops, "linear_chain", counting)
+    network = xpnn.Network(xpnn.Dense(4), xpnn.ReLU(), xpnn.Dense(2), backend=backend, dtype=dtype, input_shape=(3,))
+    network.predict(np.ones((5, 3)))
+    has_body = overrides_active() and "linear_chain" in backend.overrides
+    assert set(calls) == ({("relu", None)} if has_body else set())
 
 
 @pytest.mark.parametrize(

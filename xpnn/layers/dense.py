@@ -77,8 +77,49 @@ class Dense(Layer):
 
         def backward(dy: Array) -> tuple[Array, Tree]:
             dx, dweight, dbias = vjp(dy)
-            if dbias is None:
-                return dx, {"weight": dweight}
-            return dx, {"weight": dweight, "bias": dbias}
+            return dx, _by_name(dweight, dbias)
 
         return y, backward
+
+
+class DenseChain:
+    """Dense layers in a row that run as one op: what a Sequential makes of them where the backend has a body for it.
+
+    Args:
+        steps: for each layer its name, the layer, and the activation that it applies as well, or None.
+    """
+
+    def __init__(self, steps: list[tuple[str, Dense, str | None]]) -> None:
+        self.steps = steps
+        self.activations = tuple(activation for _, _, activation in steps)
+
+    def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
+        """As of a layer, with the parameters and the gradients of all these layers, under their names."""
+        names = [name for name, _, _ in self.steps]
+        arrays: list[Array | None] = []
+        for name in names:
+            arrays += parameters[name]["weight"], parameters[name].get("bias")
+        y, vjp = ops.linear_chain(x, *arrays, activations=self.activations, input_gradient=run.input_gradient)
+
+        def backward(dy: Array) -> tuple[Array, Tree]:
+            dx, *gradients = vjp(dy)
+            return dx, {
+                name: _by_name(dweight, dbias)
+                for name, dweight, dbias in zip(names, gradients[::2], gradients[1::2], strict=True)
+            }
+
+        return y, backward
+
+    def at_fault(self, x: Array, parameters: Tree, run: Run) -> tuple[str, Array]:
+        """After an error: the name and the input of the layer that raises one; the layers run one by one for it."""
+        for name, layer, activation in self.steps:
+            try:
+                y, _ = layer.forward(x, parameters[name], run, activation)
+            except Exception:  # whatever it is, it was raised before, and is on its way
+                break
+            x = y
+        return name, x
+
+
+def _by_name(dweight: Array, dbias: Array | None) -> Tree:
+    return {"weight": dweight} if dbias is None else {"weight": dweight, "bias": dbias}

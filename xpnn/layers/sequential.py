@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-from xpnn.dispatch import Array
+from xpnn.dispatch import Array, has_faster_body
 from xpnn.errors import ConfigError
 from xpnn.layers.activation import Activation
+from xpnn.layers.dense import Dense, DenseChain
 from xpnn.layers.dropout import Dropout
 from xpnn.layers.kinds import Kind, Limit, behind, of_each
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, as_layer
@@ -15,7 +17,8 @@ from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree, as_layer
 class Sequential(Layer):
     """The output of each layer is the input of the next: y = f_n(... f_2(f_1(x))).
 
-    A Dense or convolution layer and a simple activation behind it run as one fused op; names and results stay the same.
+    A Dense or convolution layer and a simple activation behind it run as one fused op, and where the backend has a body
+    for it, so do Dense layers in a row. Names and results stay the same.
 
     Args:
         layers: the layers, or one list of them; none at all is the identity. A list among them stands for a
@@ -32,6 +35,7 @@ class Sequential(Layer):
         self.layers = tuple(as_sequence(f"layer {position}", layer) for position, layer in enumerate(given))
         self.children = {str(position): layer for position, layer in enumerate(self.layers)}
         self._plan = _fuse(self.layers)
+        self._chained_plan = _chain(self._plan)
         _check_kinds(self.layers)
 
     @property
@@ -83,24 +87,30 @@ class Sequential(Layer):
         return shape, tree
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
+        plan: list[Any] = self._plan
+        if self._chained_plan is not None and has_faster_body("linear_chain", x):
+            plan = self._chained_plan
         inner = run.with_input_gradient()
         backwards: list[tuple[str, Backward]] = []
         gradient_wanted = run.input_gradient
-        name = ""
+        name, layer = "", None
         try:
-            for name, layer, activation in self._plan:
+            for name, layer, activation in plan:
                 here = inner if gradient_wanted else run
+                given = parameters if type(layer) is DenseChain else parameters[name]
                 if activation is None:
-                    x, backward = layer.forward(x, parameters[name], here)
+                    x, backward = layer.forward(x, given, here)
                 else:
-                    x, backward = layer.forward(x, parameters[name], here, activation)  # type: ignore[call-arg]
+                    x, backward = layer.forward(x, given, here, activation)
                 if run.mask is not None and not _fits(run.mask, x):
                     run.mask = None  # the time axis is gone, or is another one
                 # Before the first layer with parameters there is nothing that a gradient would be needed for.
-                if gradient_wanted or parameters[name]:
+                if gradient_wanted or given:
                     gradient_wanted = True
                     backwards.append((name, backward))
         except Exception as error:
+            if isinstance(layer, DenseChain):
+                name, x = layer.at_fault(x, parameters, run)
             error.add_note(f"in the forward pass of {self._label(name)}, whose input has shape {_shape_of(x)}")
             raise
 
@@ -111,7 +121,11 @@ class Sequential(Layer):
                 for name, backward in reversed(backwards):
                     if dy is None:  # a layer that looks up indices ends the chain: indices have no gradient
                         break
-                    dy, gradients[name] = backward(dy)
+                    dy, found = backward(dy)
+                    if name in self.children:
+                        gradients[name] = found
+                    else:  # those of a DenseChain, by the names of its layers
+                        gradients.update(found)
             except Exception as error:
                 error.add_note(f"in the backward pass of {self._label(name)}")
                 raise
@@ -121,6 +135,8 @@ class Sequential(Layer):
 
     def _label(self, name: str) -> str:
         """A child as error messages call it."""
+        if name and name not in self.children:
+            return f"layers {name} (Dense)"
         return f"layer {name} ({type(self.children[name]).__name__})" if name else "a Sequential"
 
 
@@ -168,3 +184,16 @@ def _fuse(layers: tuple[Layer, ...]) -> list[tuple[str, Layer, str | None]]:
         else:
             plan.append((str(position), layer, None))
     return plan
+
+
+def _chain(plan: list[tuple[str, Layer, str | None]]) -> list[tuple[str, Layer | DenseChain, str | None]] | None:
+    """The plan with one step for Dense layers in a row; None if there are no two in a row."""
+    chained: list[tuple[str, Layer | DenseChain, str | None]] = []
+    # A subclass may compute something else.
+    for all_dense, group in itertools.groupby(plan, key=lambda step: type(step[1]) is Dense):
+        steps: list[Any] = list(group)
+        if all_dense and len(steps) > 1:
+            chained.append((f"{steps[0][0]} to {steps[-1][0]}", DenseChain(steps), None))
+        else:
+            chained += steps
+    return chained if len(chained) < len(plan) else None

@@ -48,6 +48,7 @@ from xpnn.ops.lbfgs import (
     multiple,
 )
 from xpnn.ops.linear import linear
+from xpnn.ops.linear_chain import linear_chain
 from xpnn.ops.lion import lion
 from xpnn.ops.local_response_norm import local_response_norm
 from xpnn.ops.lstm import lstm
@@ -141,6 +142,7 @@ __all__ = [
     "lbfgs_weight",
     "leaky_relu",
     "linear",
+    "linear_chain",
     "lion",
     "local_response_norm",
     "log_sigmoid",

@@ -24,7 +24,7 @@ SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24}
 FLOAT32_RESULTS = {"batch_norm": (1, 2)}
 """Op -> the numbers of the results that are float32 where the arguments are in half precision: statistics."""
 
-FLOAT32_GRADIENTS = {"linear": (1, 2)}
+FLOAT32_GRADIENTS = {"linear": (1, 2), "linear_chain": (1, 2, 3, 4, 5, 6)}
 """Op -> the numbers of the gradients that may be float32 there: those of parameters, which optimizers want so."""
 
 

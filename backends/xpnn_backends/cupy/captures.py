@@ -51,7 +51,7 @@ class CaptureError(Exception):
 
 
 class Place(NamedTuple):
-    """Where graphs run: the number of the device, the stream, and the thread (0 if all mean the same stream by that)."""
+    """Where graphs run: number of the device, stream, and thread (0 where all threads mean one stream by that)."""
 
     device: int
     stream: int

@@ -186,6 +186,8 @@ class CompiledStep:
         home.graphs[key.batch] = graph  # behind all others
         if len(home.graphs) > MOST_GRAPHS:
             home.graphs.pop(next(iter(home.graphs)))
+        # Once more, because a capture for which memory was made has let go of everything here.
+        self._keep(key.place, home, taken)
         self._trials[key], self._captured = trial, True
         return graph, taken, arrays
 
@@ -198,10 +200,14 @@ class CompiledStep:
                 break
         else:
             home, taken = Home(state), state
-        # Of two that share arrays, the older one is of no use any more, and would seem to hold them.
-        others = [known for known in self._homes if known[1] is not home and not known[1].in_common(taken)]
-        self._homes = [*others[1 - _MOST_HOMES :], (key.place, home)]
+        self._keep(key.place, home, taken)
         return home, taken
+
+    def _keep(self, place: Place, home: Home, state: Any) -> None:
+        """Remember a home that has taken a state, and the last one before it."""
+        # Of two that share arrays, the older one is of no use any more, and would seem to hold them.
+        others = [known for known in self._homes if known[1] is not home and not known[1].in_common(state)]
+        self._homes = [*others[1 - _MOST_HOMES :], (place, home)]
 
     def _refusal(self, state: Any, batch: Any) -> str | None:
         reason = products.why_not()

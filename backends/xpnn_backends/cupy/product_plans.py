@@ -36,6 +36,9 @@ _ALGORITHMS = 4
 TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}
 """dtype.char -> cudaDataType; "E" is ml_dtypes' bfloat16."""
 
+_WITH_MASK = ("RELU_AUX_BIAS", "DRELU_BGRAD")
+"""Epilogues that write, or read, a bit for each number of the result."""
+
 _NOT_SUPPORTED = 15
 """cublasStatus_t"""
 
@@ -96,13 +99,13 @@ class Plan:
         "__weakref__",
         "_addresses",
         "_algorithms",
-        "_bias",
         "_descriptor",
         "_first",
         "_layouts",
         "_library",
         "_lock",
         "_one",
+        "_pointer",
         "_zero",
     )
 
@@ -114,25 +117,33 @@ class Plan:
         self._first = algorithms.ctypes.data  # the address of the algorithm in use; 0 if none is left
         self._one = np.ones(1, dtype)
         self._zero = np.zeros(1, dtype)
-        self._bias = np.zeros(1, np.int64)
+        self._pointer = np.zeros(1, np.int64)
         # Asking an array for its address takes longer than all the rest.
-        self._addresses = self._one.ctypes.data, self._zero.ctypes.data, self._bias.ctypes.data
-        self._lock = threading.RLock()  # the pointer to the bias is part of the descriptor
+        self._addresses = self._one.ctypes.data, self._zero.ctypes.data, self._pointer.ctypes.data
+        self._lock = threading.RLock()  # the pointers to bias and mask are part of the descriptor
         weakref.finalize(self, _destroy, library.lt, descriptor, layouts).atexit = False
 
-    def run(self, handle: int, places: tuple[int, int, int], bias: int, workspace: int, stream: int) -> bool:
+    def run(
+        self, handle: int, places: tuple[int, int, int], bias: int, auxiliary: int, workspace: int, stream: int
+    ) -> bool:
         """Start the product on a stream; False if none of the heuristic's algorithms does it.
 
-        `places` are the addresses of a, b and the result.
+        `places` are the addresses of a, b and the result; `bias` and `auxiliary` those of what the epilogue has
+        besides, or 0.
         """
         if not bias:
             return self._start(handle, places, workspace, stream)
-        lt = self._library.lt
+        names = self._library.lt.MatmulDescAttribute
         with self._lock:
-            self._bias[0] = bias
-            attribute = lt.MatmulDescAttribute.BIAS_POINTER
-            lt.matmul_desc_set_attribute(self._descriptor, attribute, self._addresses[2], self._bias.itemsize)
+            self._point(names.BIAS_POINTER, bias)
+            if auxiliary:
+                self._point(names.EPILOGUE_AUX_POINTER, auxiliary)
             return self._start(handle, places, workspace, stream)
+
+    def _point(self, attribute: Any, address: int) -> None:
+        self._pointer[0] = address
+        place, size = self._addresses[2], self._pointer.itemsize
+        self._library.lt.matmul_desc_set_attribute(self._descriptor, attribute, place, size)
 
     def _start(self, handle: int, places: tuple[int, int, int], workspace: int, stream: int) -> bool:
         right, left, result = places
@@ -176,6 +187,7 @@ class DeviceProducts:
         self._plans: dict[tuple[Any, ...], Plan | None] = {}
         self._workspaces: dict[tuple[int, int], Any] = {}
         self._keeps_nan: dict[tuple[str, bool], bool] = {}
+        self._masks: dict[tuple[str, bool], bool] = {}
         self._lock = threading.RLock()
 
     @property
@@ -208,6 +220,7 @@ class DeviceProducts:
         batch: int = 1,
         strides: tuple[int, int, int] = (0, 0, 0),
         *,
+        auxiliary: int = 0,
         tf32: bool = False,
     ) -> bool:
         """y = a b; False, with nothing done, if cublasLt has no algorithm for it.
@@ -220,6 +233,7 @@ class DeviceProducts:
             bias: the address of the epilogue's vector.
             batch: how many matrices.
             strides: elements from one matrix to the next, for a, b and y.
+            auxiliary: the address of the epilogue's mask (see `empty_mask`).
             tf32: whether the factors of float32 products may be rounded to TF32.
         """
         a_layout, b_layout = layout_of(a), layout_of(b)
@@ -246,7 +260,7 @@ class DeviceProducts:
             plan = self._plans.get(key)
             if plan is None:
                 plan = self._find(key)
-            if plan is None or not plan.run(self._handle, places, bias, self.workspace(stream), stream):
+            if plan is None or not plan.run(self._handle, places, bias, auxiliary, self.workspace(stream), stream):
                 self._plans[key] = None
                 return False
         return True
@@ -289,6 +303,9 @@ class DeviceProducts:
         if epilogue != "DEFAULT":
             # Some address on 16 bytes: the heuristic wants one, and does not read from it.
             self._describe(descriptor, attributes.BIAS_POINTER, 256)
+        if epilogue in _WITH_MASK:
+            self._describe(descriptor, attributes.EPILOGUE_AUX_POINTER, 256)
+            self._describe(descriptor, attributes.EPILOGUE_AUX_LD, _mask_pitch(n))
         left = self._matrix(char, (k, n) if b_layout[0] else (n, k), b_layout[1], batch, strides[1])
         right = self._matrix(char, (m, k) if a_layout[0] else (k, m), a_layout[1], batch, strides[0])
         result = self._matrix(out_char, (n, m), n, batch, strides[2])
@@ -376,6 +393,39 @@ class DeviceProducts:
             known = self._keeps_nan[key] = done and bool(cupy.isnan(y.astype(cupy.float32)).all())
         return known
 
+    def masks_rightly(self, char: str, tf32: bool) -> bool:
+        """Whether RELU_AUX_BIAS keeps NaN, and DRELU_BGRAD then passes on what belongs to positive results alone.
+
+        Tried out once for this dtype and precision, as `rectifies_rightly`.
+        """
+        key = char, tf32
+        known = self._masks.get(key)
+        if known is None:
+            if cupy.cuda.get_current_stream().is_capturing():
+                return False
+            known = self._masks[key] = self._mask_trial(_dtype(char), tf32)
+        return known
+
+    def _mask_trial(self, dtype: Any, tf32: bool) -> bool:
+        """Whether both epilogues with a mask give what they should for 64 x 64 numbers, times the identity."""
+        # All rows differ, one column of results is NaN, and so is one row of dy.
+        x = (np.arange(64)[:, None] * np.arange(64) // 7 % 3 - 1).astype(dtype)
+        bias = np.zeros(64, dtype)
+        bias[9] = np.nan
+        dy = np.full((64, 64), 2.0, dtype)
+        dy[5] = np.nan
+        z = x.astype(np.float64) + bias.astype(np.float64)
+        wanted = np.where(z < 0, 0, z), np.where(z > 0, dy.astype(np.float64), 0)
+        one, mask = cupy.eye(64, dtype=dtype), empty_mask(64, 64)
+        y, dz, sums = cupy.empty((64, 64), dtype), cupy.empty((64, 64), dtype), cupy.empty(64, dtype)
+        x, dy, bias, place = cupy.asarray(x), cupy.asarray(dy), cupy.asarray(bias), mask.data.ptr
+        if not self.run(x, one, y, "RELU_AUX_BIAS", bias.data.ptr, auxiliary=place, tf32=tf32):
+            return False
+        if not self.run(dy, one.T, dz, "DRELU_BGRAD", sums.data.ptr, auxiliary=place, tf32=tf32):
+            return False
+        pairs = zip((y, dz, sums), (*wanted, wanted[1].sum(axis=0)), strict=True)
+        return all(np.array_equal(got.get().astype(np.float64), right, equal_nan=True) for got, right in pairs)
+
 
 def _dtype(char: str) -> Any:
     return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if char == "E" else char)
@@ -398,6 +448,16 @@ def products_here() -> DeviceProducts:
             if found is None:
                 found = _devices[number] = DeviceProducts(loaded)
     return found
+
+
+def empty_mask(rows: int, columns: int) -> Any:
+    """Memory for a bit for each number of a result: rows of bytes, as cublasLt lays them out."""
+    return cupy.empty((rows, _mask_pitch(columns) // 8), cupy.uint8)
+
+
+def _mask_pitch(columns: int) -> int:
+    """Bits from one row of a mask to the next: cublasLt wants whole 16 bytes."""
+    return -(-columns // 128) * 128
 
 
 def _stream_key(stream: int) -> tuple[int, int]:

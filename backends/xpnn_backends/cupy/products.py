@@ -13,11 +13,14 @@ answer (an old version, an odd alignment):
     a b + bias                  epilogue BIAS, in all dtypes                      None: the caller adds the bias
     relu(a b + bias)            epilogue RELU_BIAS, in all dtypes                 None: the caller adds and rectifies
     a b and b's column sums     epilogue BGRADA, in all dtypes                    None: the caller sums
+    relu(a b + bias), its mask  epilogue RELU_AUX_BIAS, in all dtypes             None: the caller keeps the result
+    a b where a mask has ones,  epilogue DRELU_BGRAD, in all dtypes               None: the caller does it with the
+    and its column sums                                                           result that it has kept
 
 Epilogues are asked for only where other libraries use them too, and with a margin: no batches, the inner length and
-the columns of the result greater than 1, operands in one piece, pointers on 16 bytes. RELU_BIAS is used only after a
-trial on the device has shown that a NaN stays one. cublasLt's GELU is the approximation by tanh, and the masks that
-its RELU_AUX writes belong to a product of the next layer: neither fits the op `linear`, and neither is asked for.
+the columns of the result greater than 1, operands in one piece, pointers on 16 bytes. RELU_BIAS and RELU_AUX_BIAS are
+used only after a trial on the device has shown that a NaN stays one, and that DRELU_BGRAD reads the mask as it was
+meant. cublasLt's GELU is the approximation by tanh, which does not fit the op `linear`: it is not asked for.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import cupy
 import numpy as np
 
 from xpnn.errors import BackendError
-from xpnn_backends.cupy.product_plans import TYPES, layout_of, library, products_here, readable
+from xpnn_backends.cupy.product_plans import TYPES, empty_mask, layout_of, library, products_here, readable
 
 _computing: ContextVar[str] = ContextVar("xpnn_cupy_computing", default="float32")
 _cupy_settings = threading.Lock()
@@ -145,6 +148,46 @@ def with_column_sums(a: Any, b: Any) -> tuple[Any, Any] | None:
         y = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
         sums = cupy.empty(b.shape[1], a.dtype)
         return (y, sums) if products_here().run(a, b, y, "BGRADA", sums.data.ptr, tf32=_may_round()) else None
+
+
+def with_bias_and_mask(a: Any, b: Any, bias: Any) -> tuple[Any, Any] | None:
+    """(relu(a b + bias), where it is positive) in one pass; None if cublasLt cannot do that for these arrays.
+
+    The second one is for `behind_mask` alone: a bit for each number, in rows of whole 16 bytes.
+
+    Args: as for `with_bias`.
+    """
+    if not _may_fuse(a, b) or bias.dtype.char != b.dtype.char or not bias.flags.c_contiguous or bias.data.ptr % 16:
+        return None
+    with _on_device_of(a):
+        device = products_here()
+        tf32 = _may_round()
+        if not device.masks_rightly(a.dtype.char, tf32):
+            return None
+        y = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
+        mask = empty_mask(*y.shape)
+        done = device.run(a, b, y, "RELU_AUX_BIAS", bias.data.ptr, auxiliary=mask.data.ptr, tf32=tf32)
+        return (y, mask) if done else None
+
+
+def behind_mask(a: Any, b: Any, mask: Any) -> tuple[Any, Any] | None:
+    """(a b where the mask has ones and 0 elsewhere, the sums of its columns) in one pass; None if cublasLt cannot.
+
+    With a = dz and b = W^T of one linear map, these are dz and the bias's gradient of the map before, which rectifies.
+
+    Args:
+        a: (m, k).
+        b: (k, n).
+        mask: what `with_bias_and_mask` gave for a result of m rows and n columns.
+    """
+    if not _may_fuse(a, b):
+        return None
+    with _on_device_of(a):
+        y = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
+        sums = cupy.empty(b.shape[1], a.dtype)
+        place = mask.data.ptr
+        done = products_here().run(a, b, y, "DRELU_BGRAD", sums.data.ptr, auxiliary=place, tf32=_may_round())
+        return (y, sums) if done else None
 
 
 def prepare() -> None:

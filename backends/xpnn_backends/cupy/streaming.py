@@ -232,7 +232,9 @@ class _Ring:
         """End the thread, and wait until nothing is copied any more: the memory may then be used for other things."""
         self._stopping = True
         self.empty.put(None)
-        self._thread.join()
+        # A generator that was forgotten is closed by whoever collects the garbage: by the thread itself, perhaps.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
         self._stream.synchronize()
 
 
