@@ -27,13 +27,25 @@ def memory(gpu):
 
 @pytest.fixture
 def limited(cupy):
-    """A function that leaves so many bytes to arrays."""
+    """A function that leaves so many bytes to arrays, whatever other tests have left in the pool."""
     pool = cupy.get_default_memory_pool()
+    rests = []
 
     def leave(count):
+        rests.clear()
         gc.collect()
         pool.free_all_blocks()
-        pool.set_limit(size=pool.used_bytes() + count)
+        # What is left over of blocks that small arrays keep alive counts towards the limit: it is filled up.
+        pool.set_limit(size=pool.total_bytes())
+        size = pool.free_bytes()
+        while size:
+            try:
+                rests.append(pool.malloc(size))
+            except cupy.cuda.memory.OutOfMemoryError:
+                size //= 2
+            size = min(size, pool.free_bytes())
+        assert pool.used_bytes() == pool.total_bytes()
+        pool.set_limit(size=pool.total_bytes() + count)
 
     yield leave
     pool.set_limit(size=0)

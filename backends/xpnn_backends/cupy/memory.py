@@ -229,7 +229,7 @@ def _look_at(error: BaseException) -> _Shortage:
     _free_blocks()
     raised = _of_the_library(error) or error
     # What no frame held was freed on the way up: CuPy says how much its pool had where it failed.
-    had = getattr(raised, "_total", 0) - cupy.get_default_memory_pool().used_bytes()
+    had = getattr(raised, "_total", 0) - cupy.get_default_memory_pool().total_bytes()
     return _Shortage(_asked(raised), max(available() - before, had, 0))
 
 
