@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pathlib
+import secrets
 import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
+import numba
 from numba import cfunc, njit, types
+from numba.core import bytecode
+from numba.core.registry import cpu_target
 from numba.extending import register_jitable
 
 from xpnn_backends.native.intrinsics import operands
@@ -62,8 +67,9 @@ def share(length: int, part: int, parts: int, unit: int = 1) -> tuple[int, int]:
 
 @cache
 def version() -> str:
-    """Changes with every kernel's code: part of the key in Numba's cache."""
-    digest = hashlib.sha256()
+    """Changes with every kernel's code, with Numba, and with the processor: part of the names in Numba's cache."""
+    processor = cpu_target.target_context.codegen().magic_tuple()  # as in the keys of Numba's cache
+    digest = hashlib.sha256(repr((numba.__version__, processor)).encode())
     for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -71,7 +77,12 @@ def version() -> str:
 
 @cache
 def can_keep() -> bool:
-    """True if Numba finds a folder to keep compiled code in: beside this file, or the user's cache."""
+    """True if Numba finds a folder to keep compiled code in: beside this file, or the user's cache.
+
+    Only with a Numba whose functions can be numbered, though: see `name_for_cache`.
+    """
+    if not hasattr(getattr(bytecode, "FunctionIdentity", None), "_unique_ids"):
+        return False
     try:
         njit(cache=True)(_nothing)
     except RuntimeError:
@@ -105,9 +116,15 @@ def what_was_compiled() -> tuple[float, float]:
 
 def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function for one signature, now."""
-    return lambda function: counted(
-        lambda: njit(signature, cache=can_keep(), **options)(function), lambda made: sum(made.stats.cache_hits.values())
-    )
+
+    def compile_now(function: Callable[..., Any]) -> Any:
+        name_for_cache(function, "native", version())
+        return counted(
+            lambda: njit(signature, cache=can_keep(), **options)(function),
+            lambda made: sum(made.stats.cache_hits.values()),
+        )
+
+    return compile_now
 
 
 @cache
@@ -130,9 +147,18 @@ def _entry(name: str, function: Callable[..., None], specification: str, version
 
 
 def name_for_cache(function: Any, name: str, version: str) -> None:
-    """Give what is compiled under many names files of its own in Numba's cache.
+    """Make what is compiled next safe to keep beside what other processes keep: call it before each compilation.
 
-    Numba keeps all versions of a function of one name in numbered files beside one index. Two processes that write
-    there at once may leave an index that calls one kernel by the number of another.
+    Files: Numba keeps all versions of a function of one name in numbered files beside one index, and writes them one
+    after the other. Two processes that do so at once may leave an index that calls one kernel by the number of another;
+    so each kernel has a name, and with it an index, of its own.
+
+    Functions: a kept file also holds the functions that the kernel calls, if they were not inlined. They are named by
+    their Python name, their types, and how many functions that process had compiled before. A process that loads two
+    files takes the first function of a name that it meets for all: if two closures of one name, `fold` for a sum and
+    `fold` for a maximum, each were number 9 in the process that compiled it, then a sum becomes a maximum. So the
+    numbers begin at a random one before each compilation, which is another one in a forked process too.
     """
     function.__name__ = function.__qualname__ = f"{function.__name__}_{name}_{version[:16]}"
+    if can_keep():
+        bytecode.FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))
