@@ -44,6 +44,7 @@ from gpu_contenders import (  # noqa: E402
 )
 from gpu_goals import Goal, goal_cells, judged  # noqa: E402
 from gpu_networks import BLOCKS, CROSSOVER, LARGE, SMALL, STREAMED, TINY_VARIABLE, tiny  # noqa: E402
+from gpu_paths import without_paths  # noqa: E402
 from turns import Case, Contender, Table  # noqa: E402
 
 SECONDS_VARIABLE = "XPNN_BENCHMARK_SECONDS"
@@ -59,6 +60,12 @@ NAMES = {"float32": "float32", "tf32": "TF32", "bfloat16": "bfloat16"}
 """Precision -> its name in tables."""
 
 
+COMPILED = ("torch-model", "torch-step", "jax")
+"""The contenders whose compilers take tens of seconds."""
+
+TURN_LIMIT = 30.0
+"""Seconds after which a contender that does not answer is given up, once it is built."""
+
 CROSSOVER_TITLE = "From which size on the GPU wins, float32: one training step on CuPy and on NumPy"
 
 
@@ -70,7 +77,8 @@ class Section(NamedTuple):
         title: its heading.
         table: what is measured.
         goals: what it is to show.
-        group: sections of one group are built together, before the first of them is measured.
+        group: sections of one group are built together, before the first of them is measured; what compiles for long
+            comes in the later ones, so that no lack of time can take the others away.
     """
 
     name: str
@@ -152,7 +160,7 @@ SECTIONS = {
         _section(
             "small",
             "Small networks, float32: one training step",
-            0,
+            1,
             _jobs(SMALL, "float32", batches=4 if tiny() else 200),
             {
                 "xpnn": XPNN,
@@ -169,15 +177,15 @@ SECTIONS = {
             ],
             ours=("xpnn", "xpnn-fit"),
         ),
-        _large("float32", 0),
-        _large("tf32", 1),
-        _large("bfloat16", 1),
-        _blocks("bfloat16", 2),
-        _blocks("tf32", 2),
+        _large("float32", 1),
+        _large("tf32", 2),
+        _large("bfloat16", 2),
+        _blocks("bfloat16", 3),
+        _blocks("tf32", 3),
         _section(
             "bandwidth",
             "What memory bounds, float32: share of the rate of a copy on the device",
-            3,
+            0,
             _traffic(),
             {"xpnn": OP, "copy": COPY},
             [
@@ -190,7 +198,7 @@ SECTIONS = {
         _section(
             "streamed",
             "Data of the host, batch by batch: a step of fit beside one with all data on the device",
-            3,
+            0,
             _jobs(STREAMED, "float32", batches=4 if tiny() else 32),
             {"xpnn": HOST_FED, "on-device": ON_DEVICE},
             [Goal("data on the device", ("on-device",), 0.9)],
@@ -198,7 +206,7 @@ SECTIONS = {
         _section(
             "crossover",
             CROSSOVER_TITLE,
-            3,
+            0,
             _jobs(CROSSOVER, "float32"),
             {"xpnn": XPNN, "numpy": NUMPY},
         ),
@@ -218,7 +226,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "device": device(),
         "sizes": "tiny" if tiny() else "full",
-        "machine": {**gpu_facts(), **turns.machine(PACKAGES)},
+        "machine": {name: without_paths(fact) for name, fact in {**gpu_facts(), **turns.machine(PACKAGES)}.items()},
         "rounds": options.rounds,
         "seconds_of_a_turn": options.seconds,
         "tables": {},
@@ -227,22 +235,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     groups = sorted({section.group for section in wanted})
     pairs_of = {group: _pairs([section for section in wanted if section.group == group], options) for group in groups}
     for group in groups:
-        # What is still to be measured, of this group and those after it, keeps its time.
-        ahead = sum(len(pairs) for number, pairs in pairs_of.items() if number >= group)
-        building_ends = deadline - ahead * (options.rounds * (1.3 * options.seconds + 0.03) + 0.5)
+        building_ends = _building_ends(deadline, [pairs_of[number] for number in groups if number >= group], options)
         workers = turns.start(pairs_of[group], options.jobs, options.limit, building_ends, collect_errors=True)
         for section in wanted:
             if section.group == group:
-                found = report["tables"][section.name] = _measured(section, workers, options)
+                found = report["tables"][section.name] = _measured(section, workers, options, deadline)
                 report["seconds"] = round(time.monotonic() - began, 1)
-                print("\n".join(markdown_section(found)), flush=True)
+                print(without_paths("\n".join(markdown_section(found))), flush=True)
                 if options.out:
                     write(report, options.out)
     return report
 
 
+def _building_ends(deadline: float, ahead: list[list[tuple[Table, str, str]]], options: argparse.Namespace) -> float:
+    """The moment at which the next group must be built.
+
+    What is still to be measured keeps its time; of the rest, the group gets its share.
+
+    Args:
+        deadline: of everything.
+        ahead: what is to be built of the next group, and of each after it.
+        options: of the command line.
+    """
+    now = time.monotonic()
+    measuring = sum(map(len, ahead)) * (options.rounds * (1.3 * options.seconds + 0.03) + 0.5)
+    weights = [1 + any(contender in COMPILED for _, contender, _ in pairs) for pairs in ahead]
+    return now + max(deadline - now - measuring, 0.0) * weights[0] / sum(weights)
+
+
 def _pairs(sections: list[Section], options: argparse.Namespace) -> list[tuple[Table, str, str]]:
-    """(table, contender, case) for all that can be built: what all are compared with, then who compiles for long."""
+    """(table, contender, case) for all that can be built: what all are compared with, then who is built at once."""
     found = [
         (section.table, name, case)
         for section in sections
@@ -250,21 +272,27 @@ def _pairs(sections: list[Section], options: argparse.Namespace) -> list[tuple[T
         for name in section.table.contenders
         if name in options.contenders and not turns.missing_packages(section.table, name)
     ]
-    return sorted(found, key=lambda which: 0 if which[1] in which[0].ours else 2 - which[1].startswith("torch-"))
+    return sorted(found, key=lambda which: 0 if which[1] in which[0].ours else 1 + (which[1] in COMPILED))
 
 
 def _cases(section: Section, options: argparse.Namespace) -> list[str]:
     return [name for name in section.table.cases if options.cases is None or name in options.cases]
 
 
-def _measured(section: Section, workers: list[turns.Worker], options: argparse.Namespace) -> dict[str, Any]:
-    """The report of a section; `workers` are those of its group."""
+def _measured(
+    section: Section, workers: list[turns.Worker], options: argparse.Namespace, deadline: float
+) -> dict[str, Any]:
+    """The report of a section; `workers` are those of its group. After the deadline, no case of it is begun."""
     table = section.table
     found: dict[str, Any] = {"title": section.title, "call": table.call, "ours": table.ours, "result": table.result}
     found["cases"] = {}
     for name in _cases(section, options):
         mine = [one for one in workers if one.table is table and one.case == name]
-        measured = turns.take_turns(mine, options.rounds, options.limit)
+        is_late = time.monotonic() > deadline
+        if is_late:
+            for one in mine:
+                one.end()
+        measured = {} if is_late else turns.take_turns(mine, options.rounds, min(options.limit, TURN_LIMIT))
         rows: dict[str, Any] = {}
         for contender in table.contenders:
             missing = turns.missing_packages(table, contender)
@@ -274,7 +302,9 @@ def _measured(section: Section, workers: list[turns.Worker], options: argparse.N
                 rows[contender] = {"not_installed": f"not installed: {', '.join(missing)}"}
             else:
                 over = {"failed": f"not begun: the {options.budget:.0f} s of this benchmark were over"}
-                rows[contender] = measured.get(contender, over)
+                row = rows[contender] = measured.get(contender, over)
+                if "failed" in row:
+                    row["failed"] = without_paths(row["failed"])
         goals = [goal for goal in section.goals if not goal.cases or name in goal.cases] if is_judged() else []
         found["cases"][name] = {"title": table.cases[name].title, "rows": rows}
         found["cases"][name]["goals"] = [judged(goal, rows) for goal in goals]
@@ -338,35 +368,60 @@ def markdown_section(found: dict[str, Any]) -> list[str]:
             cells += [f"{row['ratios'][one]:.2f}" if one in row["ratios"] else "-" for one in ours]
             cells += [f"{row['result']:.0f}"] if found["result"] else []
             lines.append(_row([case["title"], name, *cells, row.get("note") or "-"]))
-        goals += [_row([case["title"], *goal_cells(goal)]) for goal in case["goals"]]
+        goals += _goal_rows(case)
     if found["title"] == CROSSOVER_TITLE:
-        lines += ["", crossover_line(found)]
-    if goals:
-        head = ["goal for", "against", "its time / xpnn's", "wanted", "met"]
-        lines += ["", _row(head), _row(["---"] * len(head)), *goals]
-    return lines
+        lines += ["", *crossover_lines(found)]
+    return lines + (["", *_GOALS_HEAD, *goals] if goals else [])
 
 
-def crossover_line(found: dict[str, Any]) -> str:
-    """Which networks train faster on which of the two."""
-    ratios = [(case["title"], case["rows"]["numpy"].get("ratios", {}).get("xpnn")) for case in found["cases"].values()]
-    on_gpu = [title for title, ratio in ratios if ratio is not None and ratio > 1]
-    on_cpu = [title for title, ratio in ratios if ratio is not None and ratio <= 1]
-    return f"Faster on the GPU: {'; '.join(on_gpu) or 'none'}. On the processor: {'; '.join(on_cpu) or 'none'}."
+def _goal_rows(case: dict[str, Any]) -> list[str]:
+    return [_row([case["title"], *goal_cells(goal)]) for goal in case["goals"]]
+
+
+def markdown_goals(report: dict[str, Any]) -> list[str]:
+    """How many of the goals were met, and all of them in one table; nothing where there are none."""
+    cases = [case for found in report["tables"].values() for case in found["cases"].values()]
+    met = [goal["met"] for case in cases for goal in case["goals"]]
+    if not met:
+        return []
+    counts = f"{met.count(True)} met, {met.count(False)} not met, {met.count(None)} not measured"
+    rows = [row for case in cases for row in _goal_rows(case)]
+    return ["", "## Goals", "", f"So far: {counts}.", "", *_GOALS_HEAD, *rows]
+
+
+def crossover_lines(found: dict[str, Any]) -> list[str]:
+    """Which networks train faster on which of the two: a table for the README of the library."""
+    lines = [
+        _row(["network", "a step on the GPU", "on the processor", "the GPU's speed / the processor's"]),
+        _row(["---"] * 4),
+    ]
+    wins: dict[str, list[str]] = {"GPU": [], "processor": []}
+    for case in found["cases"].values():
+        gpu, processor = (case["rows"].get(name, {}) for name in ("xpnn", "numpy"))
+        times = [turns.readable(row["seconds"]) if "seconds" in row else "not measured" for row in (gpu, processor)]
+        ratio = processor.get("ratios", {}).get("xpnn")
+        lines.append(_row([case["title"], *times, "-" if ratio is None else f"{ratio:.3g}"]))
+        if ratio is not None:
+            wins["GPU" if ratio > 1 else "processor"].append(case["title"])
+    said = [f"Faster on the {place}: {'; '.join(titles) or 'none'}." for place, titles in wins.items()]
+    return [*lines, "", " ".join(said)]
 
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
+_GOALS_HEAD = [_row(["goal for", "against", "its time / xpnn's", "wanted", "met"]), _row(["---"] * 5)]
+
+
 def write(report: dict[str, Any], out: pathlib.Path) -> None:
     """benchmark.json and benchmark.md."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "benchmark.json").write_text(json.dumps(report, indent=1) + "\n")
-    lines = ["# Benchmarks on a GPU", "", *markdown_head(report)]
+    lines = ["# Benchmarks on a GPU", "", *markdown_head(report), *markdown_goals(report)]
     for found in report["tables"].values():
         lines += markdown_section(found)
-    (out / "benchmark.md").write_text("\n".join(lines) + "\n")
+    (out / "benchmark.md").write_text(without_paths("\n".join(lines)) + "\n")
 
 
 def main() -> None:
@@ -381,7 +436,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=240, help="seconds after which nothing new is begun")
     parser.add_argument("--limit", type=float, default=90, help="seconds that one contender may take to be built")
     parser.add_argument(
-        "--jobs", type=int, default=min(os.cpu_count() or 1, 10), help="how many are built side by side"
+        "--jobs", type=int, default=min(os.cpu_count() or 1, 16), help="how many are built side by side"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, which show that the script runs, and no more")

@@ -7,7 +7,7 @@
 #   PYTHON=... sh ci/gpu.sh --as-is      uses that Python as it is, and installs nothing
 #
 # Further arguments, after these:
-#   --quick, --bench                     the tests only; the benchmark only
+#   --quick, --bench                     the tests only; the benchmark only: one after the other, each has all the time
 #   --out DIR                            where the report goes; benchmarks/gpu without it
 #   --steps graphs,matrix                these steps only
 #   -- --only small --rounds 9           what follows goes to benchmarks/gpu.py
@@ -44,9 +44,9 @@ if [ "$as_is" = yes ]; then
     python=$(python_for_xpnn)
     export PYTHONPATH="$PWD:$PWD/backends${PYTHONPATH:+:$PYTHONPATH}"
 else
-    cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: *\([0-9]*\)\..*/\1/p')
+    cuda=$(nvidia-smi | sed -n 's/.*CUDA [A-Z ]*Version: *\([0-9]*\)\..*/\1/p')
     case $cuda in
-        12) extra=cuda12; jax=cuda12 ;;
+        12) extra=cuda12-fast; jax=cuda12 ;;
         1[3-9]) extra=cuda13-fast; jax=cuda13 ;;
         *) echo "the driver supports CUDA ${cuda:-of unknown version}; CuPy 14 needs 12 or later" >&2; exit 1 ;;
     esac
@@ -58,6 +58,6 @@ else
     python=$PWD/.venv-gpu/bin/python
 fi
 
-# In the cupy rows nothing may be silently rounded to TF32.
-unset CUPY_TF32 || true
+# Nothing may be silently rounded to TF32, or kept from it: neither in the cupy rows nor by those that they race with.
+unset CUPY_TF32 NVIDIA_TF32_OVERRIDE TORCH_ALLOW_TF32_CUBLAS_OVERRIDE || true
 exec "$python" ci/gpu_report.py "$@"

@@ -23,11 +23,11 @@ _SMALL = 1 << 11
 """Numbers for which one call is worth more than a fast one."""
 
 
-def _value_and_slope(name: str, *options: Any) -> Callable[..., None]:
+def _value_and_slope(name: str) -> Callable[..., None]:
     """function(x, setting, y, slope) by the generic body of an op: its derivative is its vjp of ones."""
 
     def run(x: Any, setting: Any, y: Any, slope: Any) -> None:
-        given = options if options else ((setting,) if name in SETTINGS else ())
+        given = (setting,) if name in SETTINGS else ()
         numbers, values, slopes = x.reshape(-1), y.reshape(-1), slope.reshape(-1)
         # Some numbers at a time, which stay in the cache while a dozen functions go over them.
         for start in range(0, numbers.size, _CHUNK):
@@ -51,6 +51,7 @@ _PLAIN = (
     "log_sigmoid",
     "hard_sigmoid",
     "gelu",
+    "gelu_tanh",
     "silu",
     "mish",
     "hard_swish",
@@ -61,7 +62,6 @@ WITH_SLOPE = {name: Kernel(name, _value_and_slope(name), name, (2, 3)) for name 
 """activation -> kernel(x, setting, y, slope): y = f(x) and slope = f'(x); `setting` is 0 where f has none."""
 
 WITH_SLOPE["gelu"] = Kernel("gelu", numpy_gelu.gelu_and_slope, "gelu", (2, 3))
-WITH_SLOPE["gelu_tanh"] = Kernel("gelu_tanh", _value_and_slope("gelu", "tanh"), "gelu_tanh", (2, 3))
 
 
 @cache
@@ -120,7 +120,9 @@ LINEAR: dict[str | None, Kernel] = {
 }
 """activation -> kernel(x, weight, bias, y): y = f(x W + b); an empty bias stands for none."""
 
-LINEAR_WITH_SLOPE: dict[str | None, Kernel] = {name: _linear_with_slope(name) for name in ("gelu", "sigmoid", "silu")}
+LINEAR_WITH_SLOPE: dict[str | None, Kernel] = {
+    name: _linear_with_slope(name) for name in ("gelu", "gelu_tanh", "sigmoid", "silu")
+}
 """activation -> kernel(x, weight, bias, y, slope): y = f(x W + b), slope = f'(x W + b)."""
 
 

@@ -22,9 +22,11 @@ from xpnn_backends.kernels_optimizers import ADAM, SGD, SGD_MOMENTUM
 def linear(
     x: Any, weight: Any, bias: Any = None, *, activation: str | None = None, input_gradient: bool = True
 ) -> tuple[Any, Any]:
-    """Bias and activation are applied in place on the fresh product."""
-    if activation not in _DERIVATIVES:
-        return OPS["linear"].generic(x, weight, bias, activation=activation, input_gradient=input_gradient)
+    """The bias is added in place on the fresh product; relu and tanh are applied so too."""
+    if activation is not None and activation not in _DERIVATIVES:
+        z, linear_vjp = linear(x, weight, bias, input_gradient=input_gradient)
+        y, activation_vjp = OPS[activation](z)
+        return y, lambda dy: linear_vjp(*activation_vjp(dy))
     y = x.dot(weight)  # as matmul, for a matrix on the right, at half the cost of the call
     if bias is not None:
         y += bias

@@ -52,15 +52,14 @@ def _register(name: str) -> None:
 
 
 for _name in kernels.WITH_SLOPE:
-    if not _name.startswith("gelu"):
+    if _name != "gelu":
         _register(_name)
 
 
 @_body
 def gelu(recorder: Recorder, x: Any, approximate: str = "none") -> Any:
-    """One kernel for each of its forms."""
-    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
-    return None if name is None else _with_slope(recorder, name, x)
+    """The generic body leaves the form with tanh to the op `gelu_tanh`."""
+    return _with_slope(recorder, "gelu", x) if approximate == "none" else None
 
 
 def _by_value(recorder: Recorder, name: str, x: Any) -> Any:

@@ -1,5 +1,7 @@
 """Every CUDA kernel in every type is compiled by NVRTC, which needs no GPU and no driver; its registers are read."""
 
+import math
+import operator
 import re
 from pathlib import Path
 
@@ -7,8 +9,10 @@ import pytest
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
 
+from xpnn import numbers as host_numbers  # noqa: E402
 from xpnn_backends.cupy import kernels  # noqa: E402 (needs CuPy, and no GPU)
 from xpnn_backends.cupy.bodies import KERNELS  # noqa: E402
+from xpnn_backends.cupy.numbers import _FORMULAS, _OPTIONS, StepNumber, StepNumbers  # noqa: E402
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 MOST_REGISTERS = 128
@@ -72,6 +76,30 @@ def test_every_kernel_is_compiled_and_keeps_its_numbers_in_registers(family, arc
     assert len(used) >= len(set(wanted))
     too_many = {name: counts for name, counts in used.items() if counts[0] > MOST_REGISTERS or counts[1] > MOST_SPILLS}
     assert not too_many, f"(registers, bytes of spills): {too_many}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_kernel_of_a_steps_numbers_is_compiled_with_every_formula(architecture):
+    numbers = StepNumbers.__new__(StepNumbers)
+    numbers.numbers, numbers._variables = [], {}
+    step = StepNumber(numbers)
+    for function, formula in _FORMULAS.items():
+        is_logic = function in (operator.and_, operator.or_, operator.xor, host_numbers.where)
+        operands = (step > 2, step < 9, -math.inf) if is_logic else (step, 0.5)
+        count = sum(f"{{{index}}}" in formula for index in range(3))
+        numbers._variable(StepNumber(numbers, function, *operands[:count]))
+    for constant in (math.inf, -math.inf, math.nan, 1e-320, 10**17):
+        numbers._variable(step + constant)
+    numbers._places = dict.fromkeys(numbers._variables.values())
+    assert len(numbers._places) > len(_FORMULAS)
+    options = [f"-arch={architecture}", *_OPTIONS, "-ftz=true"]
+    program = nvrtc.createProgram(numbers._source(), "numbers.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+    except Exception as error:
+        raise AssertionError(f"{error}\n{nvrtc.getProgramLog(program)}") from None
+    finally:
+        nvrtc.destroyProgram(program)
 
 
 BY_ELEMENTS = (

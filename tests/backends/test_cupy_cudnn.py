@@ -382,6 +382,7 @@ def test_a_captured_step_computes_when_it_is_replayed(runs):
         return z, *vjp(norm_vjp(dy)[0])[:2]
 
     pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()  # the arrays were made on another stream
     with cupy.cuda.using_allocator(pool.malloc), stream:
         step()
         stream.begin_capture()
@@ -425,6 +426,35 @@ def test_threads_and_streams_have_their_own_handles(runs):
     assert len(cudnn_graphs._plans) == 1
     assert handles[0] is not handles[1]
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_step_is_captured_in_another_thread_than_the_one_that_ran_it_first(runs, gpu):
+    import cupy
+
+    from xpnn_backends.cupy.bodies import BODIES
+
+    def step(state, batch):
+        y, vjp = BODIES["conv"](batch[0], state[0], None, **window(1))
+        return (state[0] - 0.01 * vjp(y)[1],), y.sum()
+
+    x, weight = (cupy.asarray(reals(*shape).astype(np.float32)) for shape in ((4, 9, 8), (3, 8, 8)))
+    wanted = (weight.copy(),)
+    for _ in range(4):
+        wanted, _ = step(wanted, (x,))
+    compiled, states = gpu.compile(step), [(weight,)]
+    states.append(compiled(states[-1], (x,))[0])
+
+    def work():
+        with gpu.context():
+            for _ in range(3):
+                states.append(compiled(states[-1], (x,))[0])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(states) == 5
+    assert compiled.how == "a CUDA graph"
+    np.testing.assert_allclose(cupy.asnumpy(states[-1][0]), cupy.asnumpy(wanted[0]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("missing", ["module", "library", "new enough"])

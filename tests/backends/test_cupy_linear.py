@@ -102,7 +102,7 @@ def test_linear_on_views(cupy, linear_way):
         random_array(cupy, 43, (3, 4, 20), "float32", "sliced"),
         random_array(cupy, 44, (9, 20), "float32", "reversed"),
     ):
-        for activation in (None, "relu", "gelu"):
+        for activation in (None, "relu", "gelu", "gelu_tanh"):
             check_linear(cupy, x, weight, bias, "float32", activation=activation)
             check_linear(cupy, x, weight, theta[321:331], "float32", activation=activation)
             check_linear(
@@ -127,8 +127,9 @@ def test_linear_on_what_it_leaves_to_the_generic_body(cupy, gpu):
 
 def test_linear_is_one_product_forward_and_two_backward(cupy, lt, emulated):
     x, weight, bias = (random_array(cupy, 45, shape, "float32") for shape in ((8, 16), (16, 12), (12,)))
-    linear_op(x, weight, bias, activation="relu")  # the trial whether NaN stays
-    for activation in (None, "relu", "tanh"):
+    for activation in ("relu", "gelu_tanh"):
+        linear_op(x, weight, bias, activation=activation)  # the trials
+    for activation in (None, "relu", "gelu", "gelu_tanh", "tanh"):
         start = emulated.products()
         y, vjp = linear_op(x, weight, bias, activation=activation)
         assert emulated.products() - start == 1
@@ -149,6 +150,8 @@ def test_linear_keeps_nan(cupy, linear_way):
 
 CHAINS = {
     "relu": ((17, 33), (24, 40, 8), ("relu", "relu", None)),
+    "gelu_tanh": ((17, 33), (24, 40, 8), ("gelu_tanh", "gelu_tanh", None)),
+    "odd lengths": ((5, 12), (13, 7, 3), ("gelu_tanh", "gelu_tanh", "gelu_tanh")),
     "3-D": ((3, 5, 16), (130, 8), ("relu", None)),
     "mixed": ((9, 12), (20, 7, 16), ("tanh", "relu", "gelu")),
     "ones": ((4, 5), (1, 6, 1), ("relu", "relu", "relu")),
@@ -209,13 +212,21 @@ def test_a_chain_is_its_maps_one_behind_the_other(cupy, linear_way, dtype, chain
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "names", [("RELU_AUX_BIAS",), ("DRELU_BGRAD",), ("BIAS", "BGRADA", "RELU_BIAS", "DRELU_BGRAD")]
+    ("chain", "names"),
+    [
+        ("relu", ("RELU_AUX_BIAS",)),
+        ("relu", ("DRELU_BGRAD",)),
+        ("relu", ("BIAS", "BGRADA", "RELU_BIAS", "DRELU_BGRAD")),
+        ("gelu_tanh", ("GELU_AUX_BIAS",)),
+        ("gelu_tanh", ("DGELU_BGRAD",)),
+        ("gelu_tanh", ("BIAS", "BGRADA", "GELU_AUX_BIAS")),
+    ],
 )
-def test_a_chain_without_some_epilogues(cupy, lt, emulated, monkeypatch, dtype, names):
+def test_a_chain_without_some_epilogues(cupy, lt, emulated, monkeypatch, dtype, chain, names):
     plans = pytest.importorskip("xpnn_backends.cupy.product_plans")
     monkeypatch.setattr(plans, "_devices", {})  # what is refused is remembered
     epilogues = plans.library().lt.Epilogue
-    shape, sizes, activations = CHAINS["relu"]
+    shape, sizes, activations = CHAINS[chain]
     x, arrays = chain_arrays(cupy, shape, sizes, dtype)
     fused = check_chain(cupy, x, arrays, dtype, activations=activations)
     plans._devices.clear()
@@ -225,9 +236,22 @@ def test_a_chain_without_some_epilogues(cupy, lt, emulated, monkeypatch, dtype, 
         np.testing.assert_allclose(to_host(one), to_host(other), rtol=0, atol=8 * EPS[dtype] * abs(to_host(one)).max())
 
 
-def test_rectified_maps_need_no_kernel_between_their_products(cupy, lt, emulated):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_that_no_product_takes_through_gelu_is_taken_from_the_z_that_one_has_kept(
+    cupy, lt, emulated, monkeypatch, dtype
+):
+    """Where a later layout is refused: the rows of z are longer than the result's."""
+    bodies = pytest.importorskip("xpnn_backends.cupy.bodies_linear")
+    shape, sizes, activations = CHAINS["odd lengths"]
+    x, arrays = chain_arrays(cupy, shape, sizes, dtype)
+    monkeypatch.setattr(bodies.products, "through_activation", lambda *arguments: None)
+    check_chain(cupy, x, arrays, dtype, activations=activations)
+
+
+@pytest.mark.parametrize("chain", ["relu", "gelu_tanh"])
+def test_some_maps_need_no_kernel_between_their_products(cupy, lt, emulated, chain):
     device = pytest.importorskip("emulated_gpu.device")
-    shape, sizes, activations = CHAINS["relu"]
+    shape, sizes, activations = CHAINS[chain]
     x, arrays = chain_arrays(cupy, shape, sizes, "float32")
     _, vjp = linear_chain(x, *arrays, activations=activations)  # with the trials
     dy = random_array(cupy, 49, (*shape[:-1], sizes[-1]), "float32")
@@ -240,25 +264,16 @@ def test_rectified_maps_need_no_kernel_between_their_products(cupy, lt, emulated
     assert device.counts().get("launches", 0) == launches
 
 
-def test_a_chain_keeps_nan(cupy, linear_way):
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+def test_a_chain_keeps_nan(cupy, linear_way, activation):
     x, arrays = chain_arrays(cupy, (6, 16), (16, 8), "float32")
     x[1, 2] = float("nan")
-    y, vjp = linear_chain(x, *arrays, activations=("relu", None))
-    wanted, wanted_vjp = linear_chain(*map(to_host, (x, *arrays)), activations=("relu", None))
+    y, vjp = linear_chain(x, *arrays, activations=(activation, None))
+    wanted, wanted_vjp = linear_chain(*map(to_host, (x, *arrays)), activations=(activation, None))
     dy = random_array(cupy, 50, (6, 8), "float32")
     dy[3, 4] = float("nan")
     for got, right in zip((y, *vjp(dy)), (wanted, *wanted_vjp(to_host(dy))), strict=True):
         assert np.array_equal(np.isnan(got.get()), np.isnan(right))
-
-
-def test_a_relu_that_loses_nan_is_not_used_in_a_chain(cupy, lt, emulated, monkeypatch):
-    plans = pytest.importorskip("xpnn_backends.cupy.product_plans")
-    monkeypatch.setattr(plans, "_devices", {})
-    x, arrays = chain_arrays(cupy, (6, 16), (16, 8), "float32")
-    with emulated.swallowing_nan():
-        assert lt.with_bias_and_mask(x, arrays[0], arrays[1]) is None
-    plans._devices.clear()
-    assert lt.with_bias_and_mask(x, arrays[0], arrays[1]) is not None
 
 
 def test_a_chain_that_does_not_fit_goes_to_the_generic_body(cupy):
@@ -359,10 +374,81 @@ def test_an_error_in_a_chain_names_the_layer(cupy, gpu):
     assert "in the backward pass of layers 0 to 2 (Dense)" in caught.value.__notes__
 
 
+@pytest.fixture
+def epilogues(lt, monkeypatch):
+    """The names of the epilogues of all products that are started, those of trials but for the first time apart."""
+    plans = pytest.importorskip("xpnn_backends.cupy.product_plans")
+    run, started = plans.DeviceProducts.run, []
+
+    def noting(device, a, b, y, epilogue="DEFAULT", *arguments, **options):
+        done = run(device, a, b, y, epilogue, *arguments, **options)
+        started.extend([epilogue] if done else [])
+        return done
+
+    monkeypatch.setattr(plans.DeviceProducts, "run", noting)
+    return started
+
+
+def test_a_network_with_gelu_trains_through_its_epilogues(gpu, lt, emulated, epilogues):
+    """As on NumPy; they are met when the plans are made, and when the steps are captured as a graph."""
+    numbers = np.random.default_rng(55)
+    inputs, targets = numbers.standard_normal((64, 6)), numbers.integers(0, 3, 64)
+    layers = (xpnn.Dense(24), xpnn.GELU("tanh"), xpnn.Dense(16), xpnn.GELU("tanh"), xpnn.Dense(3))
+    networks = []
+    for backend in ("numpy", gpu.spec):
+        network = xpnn.Network(*layers, backend=backend, dtype="float32", seed=2, input_shape=(6,))
+        network.fit(inputs, targets, loss="cross_entropy", optimizer=xpnn.SGD(0.1), epochs=4, batch_size=16, verbose=0)
+        networks.append(network)
+    assert epilogues.count("GELU_AUX_BIAS") > 2
+    assert epilogues.count("DGELU_BGRAD") > 2
+    one, other = networks
+    for name in one.parameters:
+        got = gpu.to_host(other.parameters[name])
+        np.testing.assert_allclose(got, one.parameters[name], rtol=0, atol=2000 * EPS["float32"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_the_feed_forward_part_of_a_transformer_is_a_chain_where_nothing_is_dropped(
+    cupy, gpu, lt, emulated, epilogues, rate, training
+):
+    block = xpnn.TransformerEncoderBlock(2, 24, rate, activation="gelu_tanh").children["feed_forward"]
+    _, tree = block.build((5, 16))
+    parameters = {
+        name: {key: random_array(cupy, 56, parameter.shape, "float32") * 0.3 for key, parameter in of_map.items()}
+        for name, of_map in tree.items()
+    }
+    x = random_array(cupy, 57, (3, 5, 16), "float32")
+    linear_op(x, *parameters["expand"].values(), activation="gelu_tanh")  # the trials
+    epilogues.clear()
+    results = []
+    for backend in (gpu, xpnn.get_backend("numpy")):
+        given, theirs = (
+            (x, parameters)
+            if backend is gpu
+            else (
+                to_host(x),
+                {name: {key: to_host(array) for key, array in of_map.items()} for name, of_map in parameters.items()},
+            )
+        )
+        y, backward = block.forward(given, theirs, Run(training=training, seed=3))
+        dx, gradients = backward(y)
+        arrays = [y, dx, *(gradients[name][key] for name in tree for key in tree[name])]
+        results.append([to_host(array) if backend is gpu else array for array in arrays])
+    is_chain = not (training and rate)
+    # Six products: one forward and two backward for each map.
+    assert len(epilogues) == 6
+    assert epilogues[0] == "GELU_AUX_BIAS"
+    assert ("DGELU_BGRAD" in epilogues) == is_chain
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=100 * EPS["float32"] * abs(wanted).max())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_chain_in_a_graph(cupy, gpu, lt, dtype):
+@pytest.mark.parametrize("chain", ["relu", "gelu_tanh", "odd lengths"])
+def test_a_chain_in_a_graph(cupy, gpu, lt, dtype, chain):
     """Captured and replayed, it gives what it gives when it is called."""
-    shape, sizes, activations = CHAINS["relu"]
+    shape, sizes, activations = CHAINS[chain]
     x, arrays = chain_arrays(cupy, shape, sizes, dtype)
     dy = random_array(cupy, 52, (shape[0], sizes[-1]), dtype)
 

@@ -337,6 +337,8 @@ def test_what_no_epilogue_is_asked_for(cupy, lt):
     assert lt.with_bias(a, b[:, :1], bias[:1]) is None  # a single column
     assert lt.with_bias(a[:, ::2], b[::2], bias[:8]) is None  # not in one piece
     assert lt.with_bias(a[:0], b, bias[:8]) is None
+    assert lt.with_activation(a, b, bias[1:], "gelu_tanh") is None
+    assert lt.with_activation(a[:, :1], b[:1], bias[:8], "gelu_tanh") is None
     assert lt.with_column_sums(b.T, cupy.ones((8, 6), "float32").T) is None  # summed where it is transposed
     with pytest.raises(ValueError, match="do not fit"):
         lt.with_bias(a, a, bias[:6])
@@ -347,6 +349,7 @@ def test_without_cublaslt_nothing_is_fused(cupy, products, monkeypatch):
     x = cupy.ones((4, 4), "float32")
     assert products.with_bias(x, x, x[0]) is None
     assert products.with_column_sums(x.T, x) is None
+    assert products.with_activation(x, x, x[0], "gelu_tanh") is None
     products.prepare()
 
 
@@ -384,11 +387,16 @@ def test_refused_epilogues(cupy, fresh, emulated, plans):
 def test_the_right_epilogue_is_asked_for(cupy, lt, emulated, plans):
     epilogues = plans.library().lt.Epilogue
     x = cupy.ones((8, 8), "float32")
+    relu, gelu = (lt.with_activation(x, x, x[0], name) for name in ("relu", "gelu_tanh"))  # with the trials
     for name, call in {
         "DEFAULT": lambda: lt.matmul(x, x),
         "BIAS": lambda: lt.with_bias(x, x, x[0]),
         "RELU_BIAS": lambda: lt.with_bias(x, x, x[0], relu=True),
         "BGRADA": lambda: lt.with_column_sums(x.T, x),
+        "RELU_AUX_BIAS": lambda: lt.with_activation(x, x, x[0], "relu"),
+        "GELU_AUX_BIAS": lambda: lt.with_activation(x, x, x[0], "gelu_tanh"),
+        "DRELU_BGRAD": lambda: lt.through_activation(x, x, relu[1], "relu"),
+        "DGELU_BGRAD": lambda: lt.through_activation(x, x, gelu[1], "gelu_tanh"),
     }.items():
         before = emulated.products()
         assert call() is not None

@@ -33,6 +33,7 @@ _ACTIVATIONS: dict[str, Any] = {
     "tanh": {},
     "gelu": {},
     "gelu-tanh": {"approximate": "tanh"},
+    "gelu_tanh": {},
     "silu": {},
     "mish": {},
     "hard_swish": {},
@@ -101,7 +102,7 @@ def _compare(name, x, dy, native):
     soft = op.endswith("softmax")
     # In a row, small results are differences of large ones; so are the slopes of x g(x) and of tanh.
     _assert_close(value, want, x.dtype, scale=1024 if soft else None)
-    cancels = soft or op in ("gelu", "silu", "mish", "hard_swish", "tanh")
+    cancels = soft or op in ("gelu", "gelu_tanh", "silu", "mish", "hard_swish", "tanh")
     _assert_close(dx, dwant, x.dtype, scale=1024 if cancels else None)
 
 

@@ -1,9 +1,12 @@
 """The benchmarks of a GPU run without one, in tiny sizes, and judge their goals rightly."""
 
+import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,6 +56,7 @@ def test_tables_without_a_gpu(tmp_path):
 
 def test_tables_on_the_emulated_gpu(tmp_path, emulated_gpu):
     cases = ("small-xor", "bfloat16-2048", "bandwidth-adam", "bandwidth-cross_entropy", "streamed-2048")
+    cases += ("streamed-resnet",)
     contenders = "xpnn,bare,copy,on-device"
     arguments = ("--cases", ",".join(cases), "--contenders", contenders)
     rows, _ = report(tmp_path / "out", *arguments, environment=emulated_gpu)
@@ -65,6 +69,58 @@ def test_tables_on_the_emulated_gpu(tmp_path, emulated_gpu):
     assert rows["streamed-2048"]["xpnn"]["note"] == "a CUDA graph; data on the host"
     assert rows["streamed-2048"]["on-device"]["note"] == "a CUDA graph; data on the device"
     assert rows["bandwidth-adam"]["copy"]["result"] > 0
+
+
+def test_a_failure_names_no_folder_of_the_machine(tmp_path, monkeypatch):
+    # Another CuPy, which cannot be loaded.
+    folder = tmp_path / "packages" / "cupy"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError(f'{__file__} is broken')\n")
+    environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
+    out = tmp_path / "out"
+    result = run("--cases", "bandwidth-adam", "--contenders", "copy", "--out", out, environment=environment)
+    assert result.returncode == 1
+    found = json.loads((out / "benchmark.json").read_text())
+    message = found["tables"]["bandwidth"]["cases"]["bandwidth-adam"]["rows"]["copy"]["failed"]
+    assert "is broken" in message
+    for name in ("benchmark.json", "benchmark.md"):
+        assert str(tmp_path) not in (out / name).read_text()
+
+
+def test_what_compiles_for_long_leaves_time_for_the_others(modules):
+    import gpu
+
+    options = argparse.Namespace(rounds=5, seconds=0.1)
+    quick = [(None, "xpnn", "one")] * 4
+    long = [(None, "xpnn", "two"), (None, "torch-step", "two")]
+    now = time.monotonic()
+    each = 5 * (1.3 * 0.1 + 0.03) + 0.5
+    ends = gpu._building_ends(now + 58 * each, [quick, long, long], options)
+    # Of the time of 58 turns, 8 are for measuring; of the rest, one fifth is for the first group.
+    assert ends - now == pytest.approx(10 * each, rel=0.05)
+    assert gpu._building_ends(now - 1, [quick], options) <= time.monotonic()
+    # All that a compiler can hold up is built last.
+    for section in gpu.SECTIONS.values():
+        assert (section.group > 0) == any(name in gpu.COMPILED for name in section.table.contenders)
+
+
+def test_the_crossover_is_a_table_for_the_readme(modules):
+    import gpu
+
+    rows = {"xpnn": row(2e-5, 2e-5), "numpy": row(1e-5, 2e-5)}
+    larger = {"xpnn": row(2e-5, 2e-5), "numpy": row(4e-3, 2e-5)}
+    absent = {"xpnn": {"failed": "no card"}, "numpy": {"seconds": 1.0, "ratios": {}}}
+    cases = {"a": ("16", rows), "b": ("512", larger), "c": ("1024", absent)}
+    found = {"cases": {name: {"title": title, "rows": given} for name, (title, given) in cases.items()}}
+    assert gpu.crossover_lines(found) == [
+        "| network | a step on the GPU | on the processor | the GPU's speed / the processor's |",
+        "| --- | --- | --- | --- |",
+        "| 16 | 20.0 us | 10.0 us | 0.5 |",
+        "| 512 | 20.0 us | 4.00 ms | 200 |",
+        "| 1024 | not measured | 1.00 s | - |",
+        "",
+        "Faster on the GPU: 512. Faster on the processor: 16.",
+    ]
 
 
 def test_what_the_budget_leaves_no_time_for_is_said(tmp_path):
@@ -110,6 +166,26 @@ def test_a_goal_without_a_measurement_is_not_met(modules):
         found = judged(goal, rows)
         assert found["met"] is None
         assert goal_cells(found)[1:] == ["-", ">= 0.95", "not measured"]
+
+
+def test_all_goals_are_in_one_table(modules):
+    import gpu
+    from gpu_goals import Goal, judged
+
+    goal = Goal("PyTorch eager", ("torch",), 2.0)
+    given = {"fast": row(9.0, 2.0), "slow": row(3.0, 2.0), "absent": {"failed": "no compiler"}}
+    cases = {
+        name: {"title": name, "goals": [judged(goal, {"xpnn": row(2.0, 2.0), "torch": torch})]}
+        for name, torch in given.items()
+    }
+    lines = gpu.markdown_goals({"tables": {"one": {"cases": cases}, "two": {"cases": {"x": {"goals": []}}}}})
+    assert "So far: 1 met, 1 not met, 1 not measured." in lines
+    assert lines[-3:] == [
+        "| fast | PyTorch eager | 4.50 | >= 2 | yes |",
+        "| slow | PyTorch eager | 1.50 | >= 2 | **no** |",
+        "| absent | PyTorch eager | - | >= 2 | not measured |",
+    ]
+    assert gpu.markdown_goals({"tables": {}}) == []
 
 
 def test_the_goals_are_those_of_the_tables(modules):

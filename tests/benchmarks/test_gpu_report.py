@@ -93,6 +93,58 @@ def test_what_pytest_prints_is_understood(gpu_report, output, counts):
     assert gpu_report.count_tests(output) == counts
 
 
+def pytest_alone(folder, *arguments):
+    """Arguments of Python for pytest on a folder that has nothing to do with this repository's settings."""
+    command = ("-m", "pytest", "-q", "-r", "fE", "-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={folder}")
+    return (*command, *arguments, str(folder))
+
+
+def test_a_test_that_hangs_is_named(gpu_report, tmp_path, monkeypatch):
+    monkeypatch.delenv("XPNN_REQUIRE_BACKENDS", raising=False)
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_some.py").write_text(
+        "import time\n\ndef test_well(): pass\n\ndef test_endless():\n    time.sleep(60)\n"
+    )
+    arguments = pytest_alone(folder, "-o", "faulthandler_timeout=2")
+    (found,) = gpu_report.run([step(gpu_report, "x", *arguments, limit=10, is_pytest=True)], tmp_path, total=60)[
+        "steps"
+    ]
+    assert found["result"].startswith("cut short after 10 s: 1 passed")
+    assert any(re.fullmatch(r"SLOW \S*test_some\.py:6 in test_endless", line) for line in found["failures"])
+    assert "in test_endless" in (tmp_path / "report.md").read_text()
+
+
+def test_a_lost_device_does_not_take_other_tests_along(gpu_report, tmp_path, monkeypatch):
+    pytest.importorskip("xdist")
+    monkeypatch.delenv("XPNN_REQUIRE_BACKENDS", raising=False)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_some.py").write_text(
+        "import sys, types\n"
+        "import pytest\n\n"
+        "lost = []\n\n"
+        "def synchronize():\n"
+        "    assert not lost, 'illegal address'\n\n"
+        "runtime = types.SimpleNamespace(deviceSynchronize=synchronize)\n"
+        "sys.modules['cupy'] = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))\n\n"
+        "@pytest.mark.parametrize('number', range(6))\n"
+        "def test_number(number):\n"
+        "    lost.extend([number] if number == 2 else [])\n"
+        "    assert number != 4\n"
+        "    synchronize()\n"
+    )
+    arguments = pytest_alone(folder, "-p", "ci.lost_device", "-n", "1")
+    (found,) = gpu_report.run([step(gpu_report, "x", *arguments, is_pytest=True)], tmp_path, total=60)["steps"]
+    # Without the plug-in numbers 3 and 5 fail too.
+    assert found["tests"] == {"failed": 2, "passed": 4}
+    log = (tmp_path / "log.txt").read_text()
+    assert "test_number[2] has lost the device" in log
+    assert "illegal address" in log
+    assert any("test_number[4]" in line for line in found["failures"])
+
+
 def test_a_run_that_is_killed_leaves_a_report(gpu_report, tmp_path, monkeypatch):
     carry_out = gpu_report.carry_out
 
@@ -140,6 +192,18 @@ def test_the_report_names_no_folder_of_the_machine(gpu_report):
     one = step(gpu_report, "x", str(ROOT / "a.py"), "--out", "/somewhere/else")
     assert gpu_report.readable_command(one) == "python ./a.py"
     assert gpu_report.without_paths(f"in {ROOT}/xpnn and {sys.prefix}/lib") == "in ./xpnn and PYTHON/lib"
+
+
+def test_why_the_benchmark_has_ended_is_in_the_report(gpu_report, tmp_path):
+    place = f"{ROOT}/somewhere"
+    code = f"import sys; print('first', {place!r}); sys.exit('there is no such card')"
+    given = step(gpu_report, "benchmark", "-c", code)
+    gpu_report.run([given], tmp_path, total=60)
+    assert "there is no such card" in (tmp_path / "report.md").read_text()
+    for name in ("report.md", "report.json", "log.txt"):
+        text = (tmp_path / name).read_text()
+        assert str(ROOT) not in text
+    assert "first ./somewhere" in text
 
 
 def test_report_on_the_emulated_gpu(tmp_path, emulated_gpu):

@@ -60,6 +60,7 @@ struct Description {
   void* auxiliary = nullptr;
   int64_t auxiliary_leading = 0;
   int64_t auxiliary_batch_stride = 0;
+  int32_t auxiliary_type = -1;
   int32_t bias_type = -1;
 };
 
@@ -98,7 +99,8 @@ const uint32_t WORKSPACE = 64 << 10;
 
 std::mutex switches;
 std::set<unsigned> refused;
-std::atomic<bool> relu_swallows_nan{false};
+std::atomic<bool> swallows_nan{false};
+std::atomic<bool> rough_tanh{false};
 std::atomic<int> failing_algorithms{0};
 std::atomic<long> products{0};
 std::atomic<long> heuristics{0};
@@ -159,6 +161,8 @@ Status check_problem(const Description& d, const Layout& a, const Layout& b, con
   if (d.epilogue & AUXILIARY) {
     if (!d.auxiliary) return INVALID_VALUE;
     bool bits = d.epilogue & (RELU | DERIVATIVE);
+    // A matrix of z is of the result's type; one of bits is of none.
+    if (d.auxiliary_type != -1 && (bits || (uint32_t)d.auxiliary_type != result.type)) return INVALID_VALUE;
     if (d.auxiliary_leading < (int64_t)m) return INVALID_VALUE;
     if (d.auxiliary_leading % (bits ? 128 : 8) != 0) return INVALID_VALUE;
     if (result.batch > 1) return NOT_SUPPORTED;
@@ -181,11 +185,13 @@ struct Work {
   unsigned char* workspace;
   size_t workspace_size;
   bool swallows_nan;
+  bool rough_tanh;
 };
 
-double relu(double x, bool swallows_nan) {
-  if (std::isnan(x)) return swallows_nan ? 0.0 : x;
-  return x > 0 ? x : 0.0;
+double activate(double x, const Work& w) {
+  if (std::isnan(x)) return w.swallows_nan ? 0.0 : x;
+  if (has(w.d.epilogue, RELU)) return x > 0 ? x : 0.0;
+  return gelu(x, w.rough_tanh);
 }
 
 template <typename T> void multiply(const Work& w, int64_t which) {
@@ -231,13 +237,12 @@ template <typename T> void multiply(const Work& w, int64_t which) {
         byte = y > 0 ? byte | bit : byte & ~bit;
       }
       if (has(d.epilogue, GELU | AUXILIARY)) put(d.auxiliary, w.result.type, place, y);
-      if (has(d.epilogue, RELU)) y = relu(y, w.swallows_nan);
-      if (has(d.epilogue, GELU)) y = gelu(y);
+      if (d.epilogue & (RELU | GELU)) y = activate(y, w);
       if (has(d.epilogue, DRELU)) {
         bool on = ((const unsigned char*)d.auxiliary)[place / 8] >> (place % 8) & 1;
         y = on ? y : 0.0;
       }
-      if (has(d.epilogue, DGELU)) y *= gelu_derivative(get(d.auxiliary, w.result.type, place));
+      if (has(d.epilogue, DGELU)) y *= gelu_derivative(get(d.auxiliary, w.result.type, place), w.rough_tanh);
       if (has(d.epilogue, BIAS_GRADIENT)) bias_gradient[i] += y;
       put(w.result_data, w.result.type, start + i + j * w.result.leading, y);
     }
@@ -314,7 +319,7 @@ Status get_attribute(std::initializer_list<Attribute> known, int number, void* b
     {0, &(d)->compute, 4}, {1, &(d)->scale, 4}, {2, &(d)->pointer_mode, 4}, {3, &(d)->transpose_a, 4},     \
         {4, &(d)->transpose_b, 4}, {5, &(d)->transpose_c, 4}, {7, &(d)->epilogue, 4}, {8, &(d)->bias, 8},  \
         {10, &(d)->bias_batch_stride, 8}, {11, &(d)->auxiliary, 8}, {12, &(d)->auxiliary_leading, 8},      \
-        {13, &(d)->auxiliary_batch_stride, 8}, {26, &(d)->bias_type, 4},                                   \
+        {13, &(d)->auxiliary_batch_stride, 8}, {22, &(d)->auxiliary_type, 4}, {26, &(d)->bias_type, 4},    \
   }
 #define LAYOUT_ATTRIBUTES(layout)                                                                             \
   {                                                                                                           \
@@ -522,7 +527,8 @@ int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, v
   if (!aligned(a, size_of(w.a.type)) || !aligned(b, size_of(w.b.type)) || !aligned(d, element)) return INVALID_VALUE;
   if (wants_bias_pointer(w.d.epilogue) && !aligned(w.d.bias, 16)) return INVALID_VALUE;
   if ((w.d.epilogue & AUXILIARY) && !aligned(w.d.auxiliary, 16)) return INVALID_VALUE;
-  w.swallows_nan = relu_swallows_nan;
+  w.swallows_nan = swallows_nan;
+  w.rough_tanh = rough_tanh;
   ++products;
   last_epilogue = w.d.epilogue;
   last_compute = w.d.compute;
@@ -545,8 +551,11 @@ void emulated_cublaslt_refuse(int epilogue, int on) {
   }
 }
 
-// Make the ReLU of an epilogue turn NaN into 0.
-void emulated_cublaslt_swallow_nan(int on) { relu_swallows_nan = on; }
+// Make the ReLU and the GELU of an epilogue turn NaN into 0.
+void emulated_cublaslt_swallow_nan(int on) { swallows_nan = on; }
+
+// Make the GELU of an epilogue, and its derivative, compute with a tanh of 11 bits, as fast instructions give it.
+void emulated_cublaslt_rough_tanh(int on) { rough_tanh = on; }
 
 // Make the first `count` algorithms of each answer of the heuristic fail when they are run.
 void emulated_cublaslt_fail_first(int count) { failing_algorithms = count; }

@@ -65,12 +65,22 @@ def refusing(*epilogues: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def swallowing_nan() -> Iterator[None]:
-    """A block in which the ReLU of an epilogue turns NaN into 0."""
+    """A block in which the ReLU and the GELU of an epilogue turn NaN into 0."""
     load().emulated_cublaslt_swallow_nan(1)
     try:
         yield
     finally:
         load().emulated_cublaslt_swallow_nan(0)
+
+
+@contextlib.contextmanager
+def rounding_tanh() -> Iterator[None]:
+    """A block in which the GELU of an epilogue, and its derivative, compute with a tanh of 11 bits."""
+    load().emulated_cublaslt_rough_tanh(1)
+    try:
+        yield
+    finally:
+        load().emulated_cublaslt_rough_tanh(0)
 
 
 @contextlib.contextmanager

@@ -65,12 +65,16 @@ void put(void* base, uint32_t type, int64_t index, double value) {
   }
 }
 
-// The form of GELU that cublasLt computes.
-double gelu(double x) { return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+double tanh_of_gelu(double x, bool is_rough) {
+  double t = std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
+  return is_rough ? std::nearbyint(t * 1024) / 1024 : t;
+}
 
-double gelu_derivative(double x) {
-  double inner = 0.7978845608028654 * (x + 0.044715 * x * x * x);
-  double t = std::tanh(inner);
+// The form of GELU that cublasLt computes.
+double gelu(double x, bool is_rough) { return 0.5 * x * (1 + tanh_of_gelu(x, is_rough)); }
+
+double gelu_derivative(double x, bool is_rough) {
+  double t = tanh_of_gelu(x, is_rough);
   return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
 }
 

@@ -71,11 +71,20 @@ class Handle:
 
 
 def create_handle() -> Handle:
+    _check_no_capture()
     return Handle()
 
 
 def set_stream(handle: Handle, stream: int) -> None:
+    _check_no_capture()
     handle.stream = stream
+
+
+def _check_no_capture() -> None:
+    """cuDNN allocates memory for a handle, and asks the driver about its stream."""
+    from cupy.cuda import stream
+
+    _check(not stream.get_current_stream().is_capturing(), "a handle is made, or set, while a graph is captured")
 
 
 def backend_version() -> int:

@@ -15,6 +15,9 @@ PyObject* PyDict_Copy(PyObject*);
 char* PyBytes_AsString(PyObject*);
 const char* PyUnicode_AsUTF8(PyObject*);
 void PyErr_SetString(PyObject* type, const char* text);
+int PyGILState_Check();
+void* PyEval_SaveThread();
+void PyEval_RestoreThread(void* thread);
 }
 
 inline PyObject* none() {

@@ -40,6 +40,13 @@ State& state() {
   return *only;
 }
 
+Lock::Lock(std::recursive_mutex& mutex) : mutex_(mutex) {
+  if (mutex_.try_lock()) return;
+  void* thread = PyGILState_Check() ? PyEval_SaveThread() : nullptr;
+  mutex_.lock();
+  if (thread) PyEval_RestoreThread(thread);
+}
+
 void count(const char* name, long times) { state().counts[name] += times; }
 
 extern "C" int emulated_current_device() { return current_device; }

@@ -74,7 +74,19 @@ struct State {
 };
 
 State& state();
-typedef std::lock_guard<std::recursive_mutex> Lock;
+
+// Has a mutex as long as it lives. Who waits for one lets go of Python's own lock meanwhile: the thread that has the
+// mutex may be carrying out what Python does in the place of a kernel.
+class Lock {
+ public:
+  explicit Lock(std::recursive_mutex& mutex);
+  ~Lock() { mutex_.unlock(); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
+  std::recursive_mutex& mutex_;
+};
 
 void count(const char* name, long times = 1);
 

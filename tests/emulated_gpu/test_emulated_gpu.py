@@ -1,6 +1,7 @@
 """The emulated GPU itself: what CuPy computes on it, and what CUDA forbids."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -345,6 +346,27 @@ def test_a_graph_runs_only_when_it_is_launched(cp, stream):
     x.fill(10)
     graph.launch(stream)
     assert x.tolist() == [21] * 4
+
+
+def test_python_in_a_stream_does_not_lock_other_threads_out(cp, stream):
+    from emulated_gpu.cudnn import _enqueue
+
+    waited = []
+
+    def other():
+        stream.wait_event(cp.cuda.Event())
+        waited.append(True)
+
+    thread = threading.Thread(target=other)
+
+    def job():
+        thread.start()
+        # The other thread wants the runtime, which this one has; if it kept Python's lock, neither would go on.
+        thread.join(0.2)
+
+    _enqueue(stream.ptr, job)
+    thread.join(10)
+    assert waited == [True]
 
 
 def test_arguments_of_a_replay_are_those_of_the_capture(cp, stream):

@@ -20,6 +20,7 @@ CASES = [
     ("celu", {"alpha": 0.625}, lambda x: functional.celu(x, 0.625)),
     ("gelu", {}, functional.gelu),
     ("gelu", {"approximate": "tanh"}, lambda x: functional.gelu(x, approximate="tanh")),
+    ("gelu_tanh", {}, lambda x: functional.gelu(x, approximate="tanh")),
     ("silu", {}, functional.silu),
     ("mish", {}, functional.mish),
     # PyTorch takes x itself above a threshold, 20 by default: raised to where that is exact.

@@ -29,7 +29,7 @@ class Activation(Layer):
 
     @property
     def fusable(self) -> str | None:
-        """The name under which `ops.linear` takes this activation (with default settings only), or None."""
+        """The name under which `ops.linear` takes this activation, with these settings; or None."""
         return self.op_name if self.op_name in FUSABLE and self == type(self)() else None
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
@@ -103,7 +103,8 @@ class GELU(Activation):
     """x Phi(x), with Phi the normal distribution function.
 
     Args:
-        approximate: "none", or "tanh" for the form with tanh, which is cheaper and off by less than 0.0005.
+        approximate: "none", or "tanh" for the form with tanh, which is cheaper and off by less than 0.0005. It is the
+            form that GPUs compute within the product of a Dense layer before it.
 
     Raises:
         ConfigError: approximate is neither.
@@ -116,6 +117,10 @@ class GELU(Activation):
             known = ", ".join(map(repr, GELU_FORMS))
             raise ConfigError(f"GELU: approximate={approximate!r} is unknown; known: {known}")
         self.approximate = approximate
+
+    @property
+    def fusable(self) -> str | None:
+        return "gelu_tanh" if self.approximate == "tanh" else super().fusable
 
 
 class SiLU(Activation):

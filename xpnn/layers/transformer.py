@@ -6,9 +6,10 @@ from typing import Any
 
 from xpnn import ops
 from xpnn.config import check_integer
-from xpnn.dispatch import Array
+from xpnn.dispatch import Array, has_faster_body
 from xpnn.errors import ConfigError, ShapeError
 from xpnn.layers.attention import MultiHeadAttention
+from xpnn.layers.dense import DenseChain
 from xpnn.layers.dropout import Dropout
 from xpnn.layers.layer import Backward, Layer, Run, Shape, Tree
 from xpnn.layers.layer_norm import LayerNorm
@@ -20,6 +21,8 @@ from xpnn.ops.linear import FUSABLE
 
 class FeedForward(Layer):
     """Two linear maps with an activation and dropout between them, the same for every time step.
+
+    Where no dropout acts, both maps run as one op, if the backend has a body for it.
 
     Args:
         units: between the two; the second one goes back to the features of the input.
@@ -37,6 +40,7 @@ class FeedForward(Layer):
         self.bias = bool(bias)
         self._dropout = Dropout(dropout)
         self._expand, self._contract = Projection(self.bias), Projection(self.bias)
+        self._chain = DenseChain([("expand", self._expand, activation), ("contract", self._contract, None)])
         self.children = {"expand": self._expand, "contract": self._contract}
 
     def build(self, input_shape: Shape) -> tuple[Shape, Tree]:
@@ -47,6 +51,9 @@ class FeedForward(Layer):
         }
 
     def forward(self, x: Array, parameters: Tree, run: Run) -> tuple[Array, Backward]:
+        drops = run.training and self._dropout.rate > 0
+        if not drops and has_faster_body("linear_chain", x):
+            return self._chain.forward(x, parameters, run)
         hidden, expand_backward = self._expand.forward(x, parameters["expand"], run, self.activation)
         inner = run.with_input_gradient()
         dropped, dropout_backward = self._dropout.forward(hidden, {}, inner)
@@ -154,7 +161,8 @@ class TransformerEncoderBlock(_TransformerBlock):
         heads: of the attention; they divide the features.
         feed_forward: the units between the two linear maps; often 4 times the features.
         dropout: the rate behind each sub-layer, behind the activation, and of the weights of the attention.
-        activation: between the two linear maps: "gelu", "relu", "silu", "tanh" or "sigmoid".
+        activation: between the two linear maps: "gelu", "gelu_tanh" (its approximation by tanh, which is cheaper),
+            "relu", "silu", "tanh" or "sigmoid".
         norm_first: where the norms are, see above.
         causal: True if a time step may look at itself and earlier ones only: a block of a language model.
         key_value_heads: as for `MultiHeadAttention`.

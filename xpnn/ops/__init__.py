@@ -29,7 +29,7 @@ from xpnn.ops.dropout import dropout
 from xpnn.ops.embedding import embedding, scatter_add
 from xpnn.ops.erf import erf, normal_cdf
 from xpnn.ops.focal import binary_focal, focal
-from xpnn.ops.gates import gelu, hard_swish, mish, silu
+from xpnn.ops.gates import gelu, gelu_tanh, hard_swish, mish, silu
 from xpnn.ops.group_norm import group_norm
 from xpnn.ops.gru import gru
 from xpnn.ops.hinge import categorical_hinge, hinge
@@ -120,6 +120,7 @@ __all__ = [
     "focal",
     "fold_time",
     "gelu",
+    "gelu_tanh",
     "global_average_pool",
     "global_max_pool",
     "global_norm",

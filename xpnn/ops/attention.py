@@ -232,20 +232,29 @@ def _may_look(xp: Any, part: _Block, allowed: Array | None, causal: bool, where:
 
 def _mask_by_head(xp: Any, mask: Array, query: Array, key: Array) -> Array:
     """The mask with five axes, as the scores have them; each of length 1 or in full. Raises if it does not fit."""
+    batch, heads, queries, keys = check_mask(xp, mask, query, key)
+    groups = key.shape[2]
+    by_group = (1, 1) if heads == 1 else (groups, query.shape[2] // groups)
+    return xp.reshape(mask, (batch, *by_group, queries, keys))
+
+
+def check_mask(xp: Any, mask: Array, query: Array, key: Array) -> tuple[int, ...]:
+    """The mask's shape with four axes, (batch, heads, queries, keys), each in full or of length 1.
+
+    Raises ConfigError if it does not hold bools, and ShapeError if it does not fit.
+    """
     if not xp.isdtype(mask.dtype, "bool"):
         raise ConfigError(
             f"attention: the mask has dtype {mask.dtype}; give bools, True where a query may look at a key (mask != 0)"
         )
     wanted = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    given = (1,) * (4 - mask.ndim) + tuple(mask.shape)
+    given: tuple[int, ...] = (1,) * (4 - mask.ndim) + tuple(mask.shape)
     if len(given) != 4 or any(length not in (1, full) for length, full in zip(given, wanted, strict=True)):
         raise ShapeError(
             f"attention: a mask of shape {tuple(mask.shape)} does not broadcast to (batch, heads, queries, keys) = "
             f"{wanted}; each of its axes, counted from the last, must have that length or 1"
         )
-    groups = key.shape[2]
-    heads = (1, 1) if given[1] == 1 else (groups, query.shape[2] // groups)
-    return xp.reshape(mask, (given[0], *heads, given[2], given[3]))
+    return given
 
 
 def check_shapes(query: Array, key: Array, value: Array) -> None:

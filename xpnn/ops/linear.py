@@ -6,8 +6,8 @@ from typing import Any
 
 from xpnn.dispatch import OPS, Array, Vjp, namespace, op
 
-FUSABLE = ("gelu", "relu", "sigmoid", "silu", "tanh")
-"""Activations that `linear` takes as its `activation`, with their default settings."""
+FUSABLE = ("gelu", "gelu_tanh", "relu", "sigmoid", "silu", "tanh")
+"""Ops of one array that `linear` takes as its `activation`, with their default settings."""
 
 
 @op

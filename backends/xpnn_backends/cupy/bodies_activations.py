@@ -38,6 +38,7 @@ _FUNCTIONS = {
     "log_sigmoid": "LogSigmoid",
     "hard_sigmoid": "HardSigmoid",
     "tanh": "Tanh",
+    "gelu_tanh": "GeluTanh",
     "silu": "Silu",
     "mish": "Mish",
     "hard_swish": "HardSwish",
@@ -48,11 +49,22 @@ _FUNCTIONS = {
 
 _GELU = {"none": "Gelu", "tanh": "GeluTanh"}
 
-_BEHIND_LINEAR = {"gelu": "Gelu", "relu": "Relu", "sigmoid": "Sigmoid", "silu": "Silu", "tanh": "Tanh"}
+_BEHIND_LINEAR = {
+    "gelu": "Gelu",
+    "gelu_tanh": "GeluTanh",
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "silu": "Silu",
+    "tanh": "Tanh",
+}
+
+_KEEPS_SUM = ("gelu", "gelu_tanh", "silu")
+"""Activations of a linear map whose derivative is computed from what they are applied to."""
 
 _GRADIENTS = {
     None: "Identity",
     "gelu": "Gelu",
+    "gelu_tanh": "GeluTanh",
     "relu": "Relu",
     "sigmoid": "SigmoidFromResult",
     "silu": "Silu",
@@ -65,14 +77,15 @@ relu, sigmoid and tanh."""
 def _kernels() -> list[tuple[str, str, tuple[Any, ...]]]:
     found: list[tuple[str, str, tuple[Any, ...]]] = []
     for dtype, pack in PACKS.items():
-        functions = [*_FUNCTIONS.values(), *_GELU.values()]
+        functions = [*_FUNCTIONS.values(), "Gelu"]
         found += [("activations", "activation", (function, dtype)) for function in functions]
         functions += ["SigmoidFromResult", "TanhFromResult"]
         found += [("activations", "activation_gradient", (function, dtype)) for function in functions]
         sums = dict.fromkeys((dtype, _WIDE[dtype]))
         for width in (pack, 1):
-            for function in ("Identity", *_BEHIND_LINEAR.values()):
-                keeps_sum = function in ("Gelu", "Silu")
+            found.append(("activations", "bias_activation", ("Identity", dtype, width, False)))
+            for activation, function in _BEHIND_LINEAR.items():
+                keeps_sum = activation in _KEEPS_SUM
                 found.append(("activations", "bias_activation", (function, dtype, width, keeps_sum)))
             for function in _GRADIENTS.values():
                 found += [("activations", "column_sums", (function, dtype, kind, width)) for kind in sums]
@@ -161,12 +174,12 @@ def bias_activation(z: Any, bias: Any, activation: str | None) -> tuple[Any, Any
         activation: a name in `xpnn.ops.linear.FUSABLE`, or None.
 
     Returns:
-        y, in the memory of z where that is free, and what to keep: y for relu, sigmoid and tanh, z + bias for gelu
-        and silu, None without an activation.
+        y, in the memory of z where that is free, and what to keep: y for relu, sigmoid and tanh, z + bias for both
+        forms of gelu and silu, None without an activation.
     """
     if activation is None and bias is None:
         return z, None
-    keeps_sum = activation in ("gelu", "silu")
+    keeps_sum = activation in _KEEPS_SUM
     y = cupy.empty(z.shape, dtype=z.dtype) if keeps_sum else z
     saved = z if keeps_sum else None if activation is None else y
     if not z.size:

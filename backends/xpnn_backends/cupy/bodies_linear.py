@@ -36,8 +36,8 @@ def linear(
 ) -> tuple[Any, Any]:
     """One product forward and two backward, or one where dx is not needed.
 
-    - Forward: the bias is added by the product, which also rectifies. Any other activation is one kernel behind it,
-      and where cublasLt declines, the bias comes with that kernel.
+    - Forward: the bias is added by the product, which also applies relu or gelu_tanh. Any other activation is one
+      kernel behind it, and where cublasLt declines, the bias comes with that kernel.
     - Backward: with an activation, one kernel gives dz = f'(z) dy and db, the sums of its columns. Without one, dz is
       dy, and db comes with the product dW = x^T dz.
     - In half precision, dW is float32: the sum keeps its digits, and the optimizer wants it so.
@@ -51,10 +51,10 @@ def linear(
 def linear_chain(
     x: Any, *arrays: Any, activations: tuple[str | None, ...], input_gradient: bool = True
 ) -> tuple[Any, Any]:
-    """Each map as in `linear`; and where one rectifies and has a bias, no kernel runs between the products.
+    """Each map as in `linear`; and where one has a bias and relu or gelu_tanh, no kernel runs between the products.
 
-    - Forward: its product writes besides, as bits, which results are positive.
-    - Backward: the product dx of the map behind it reads these bits: it gives dz and db of the map before.
+    - Forward: its product writes besides what the derivative needs: which results are positive, as bits, or z.
+    - Backward: the product dx of the map behind it reads that: it gives dz and db of the map before.
     - Where cublasLt declines, the map is run as `linear` runs it.
     """
     check_chain(arrays, activations)
@@ -72,7 +72,7 @@ class _Map(NamedTuple):
     bias: Any
     activation: str | None
     saved: Any  # what the activation's derivative is computed from
-    mask: Any  # bits that say which results are positive, for a product of the map behind it; or None
+    kept: Any  # what its product has kept for a product of the map behind it, which takes the gradient through; or None
 
 
 def _chain(
@@ -83,8 +83,8 @@ def _chain(
     y = _rows(x)
     for position, ((weight, bias), activation) in enumerate(zip(maps, activations, strict=True)):
         rows = y
-        y, saved, mask = _forward(rows, weight, bias, activation, is_last=position == len(maps) - 1)
-        done.append(_Map(rows, weight, bias, activation, saved, mask))
+        y, saved, kept = _forward(rows, weight, bias, activation, is_last=position == len(maps) - 1)
+        done.append(_Map(rows, weight, bias, activation, saved, kept))
 
     def vjp(dy: Any) -> tuple[Any, ...]:
         dz, dbias = _through_activation(done[-1], in_order(_rows(dy.astype(x.dtype, copy=False))))
@@ -100,12 +100,13 @@ def _chain(
 
 
 def _forward(rows: Any, weight: Any, bias: Any, activation: str | None, is_last: bool) -> tuple[Any, Any, Any]:
-    """y = f(x W + b), what the derivative of f is computed from, and the mask of what is positive, where it helps."""
-    if bias is not None and activation == "relu" and not is_last:
-        both = products.with_bias_and_mask(rows, weight, bias)
+    """y = f(x W + b), what the derivative of f is computed from, and what the product has kept, where it helps."""
+    # Behind the last map there is no product to read a mask; z is needed there too.
+    if bias is not None and (activation == "gelu_tanh" or (activation == "relu" and not is_last)):
+        both = products.with_activation(rows, weight, bias, activation)
         if both is not None:
-            y, mask = both
-            return y, y, mask
+            y, kept = both
+            return y, (y if activation == "relu" else kept[:, : y.shape[1]]), kept
     z = None if bias is None else products.with_bias(rows, weight, bias, relu=activation == "relu")
     if z is not None and activation in (None, "relu"):
         return z, z, None
@@ -116,15 +117,18 @@ def _forward(rows: Any, weight: Any, bias: Any, activation: str | None, is_last:
 
 def _through_activation(here: _Map, dy: Any) -> tuple[Any, Any]:
     """dz = f'(z) dy; and db where it comes with that, else None."""
-    if here.bias is None or here.activation is None:
-        return bias_activation_backward(dy, here.saved, here.activation), None
-    return bias_activation_gradients(dy, here.saved, here.activation)
+    if here.activation is None:
+        return dy, None
+    saved = in_order(here.saved)  # the rows of z may have been longer
+    if here.bias is None:
+        return bias_activation_backward(dy, saved, here.activation), None
+    return bias_activation_gradients(dy, saved, here.activation)
 
 
 def _through_map(here: _Map, dz: Any, before: _Map) -> tuple[Any, Any]:
     """From dz of one map to that of the map before it; and its db where it comes with that, else None."""
-    if before.mask is not None:
-        both = products.behind_mask(dz, here.weight.T, before.mask)
+    if before.activation is not None and before.kept is not None:
+        both = products.through_activation(dz, here.weight.T, before.kept, before.activation)
         if both is not None:
             return both
     return _through_activation(before, products.matmul(dz, here.weight.T))

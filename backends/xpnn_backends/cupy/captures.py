@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import cupy
 
-from xpnn_backends.cupy import constants, memory, placement, products
+from xpnn_backends.cupy import constants, cudnn_graphs, memory, placement, product_plans, products
 from xpnn_backends.cupy.numbers import StepNumber, StepNumbers
 from xpnn_backends.recording import RecordingError
 from xpnn_backends.trees import arrays_of, map_leaves, pairs, signature, step_field
@@ -71,12 +71,14 @@ class Ground:
         stream: what is written down goes to this one.
         pool: where memory comes from meanwhile.
         captures: how many captures are under way.
+        running: held from a graph's launch until its value is copied: another graph may compute in that memory.
     """
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool(_malloc)
         self.captures = 0
+        self.running = threading.Lock()
 
 
 def _malloc(size: int) -> Any:
@@ -110,14 +112,21 @@ def _ground(place: Place) -> Ground:
     return found
 
 
-def _free_idle_pools() -> None:
-    """Give the memory of those pools back to the device that no graph uses. CuPy does not do that when a pool dies."""
+def _free_idle_memory() -> None:
+    """Give the memory of those pools back to the device that no graph uses, and the workspaces of their streams.
+
+    CuPy does not do that when a pool dies.
+    """
     device = cupy.cuda.runtime.getDevice()
     with _graphs_lock:
         used = {id(graph.ground) for graph in _graphs}
+        streams = {cupy.cuda.get_current_stream().ptr}  # what is tried again here needs its workspace
         for (place, _), ground in list(_grounds.items()):
-            if place.device == device and not ground.captures and id(ground) not in used:
+            if place.device == device and (ground.captures or id(ground) in used):
+                streams |= {place.stream, ground.stream.ptr}
+            elif place.device == device:
                 ground.pool.free_all_blocks()
+        product_plans.forget_workspaces(streams)
 
 
 def _pools() -> list[Any]:
@@ -128,7 +137,7 @@ def _pools() -> list[Any]:
     return list({id(graph.ground.pool): graph.ground.pool for graph in found if graph.place.device == device}.values())
 
 
-memory.on_pressure(_free_idle_pools, last=True)
+memory.on_pressure(_free_idle_memory, last=True)
 memory.report_pools(_pools)
 
 
@@ -333,8 +342,9 @@ class Graph:
     def _captured(self, step: Callable[..., Any], state: Any, allocator: Any) -> Any:
         stream = self.ground.stream
         with _no_collection(), constants.kept():
-            products.share_workspace(cupy.cuda.get_current_stream(), stream)
+            self._workspace = products.share_workspace(cupy.cuda.get_current_stream(), stream)
             with stream:
+                cudnn_graphs.prepare()
                 return self._captured_on(stream, step, state, allocator)
 
     def _captured_on(self, stream: Any, step: Callable[..., Any], state: Any, allocator: Any) -> Any:
@@ -389,9 +399,10 @@ class Graph:
         numbers = self.trial.numbers
         if self._field is not None:
             numbers.count(state[self._field], 1)
-        self._graph.launch(stream)
-        new_state = self.home.returned = self._after(state, 1)
-        return new_state, map_leaves(_fresh, self._value)
+        with self.ground.running:
+            self._graph.launch(stream)
+            new_state = self.home.returned = self._after(state, 1)
+            return new_state, map_leaves(_fresh, self._value)
 
     def run_many(self, state: Any, arrays: list[Any], rows: Any, size: int, stream: Any) -> Any:
         """As `run`, for each `size` of the rows, which are the last array of the batch; the state alone."""
@@ -404,7 +415,8 @@ class Graph:
             self.trial.numbers.count(state[self._field], times)
         for number in range(times):
             memcpy(target, start + number * length, length, _ON_DEVICE, pointer)
-            launch(stream)
+            with self.ground.running:
+                launch(stream)
         new_state = self.home.returned = self._after(state, times)
         return new_state
 

@@ -46,7 +46,9 @@ def constant(x: Any, dtype: Any) -> Any | None:
     key = (cupy.cuda.runtime.getDevice(), array.dtype.char, array.shape, array.tobytes())
     found = _kept.get(key)
     if found is None:
+        stream = cupy.cuda.get_current_stream()
         found = cupy.asarray(array)
-        if not cupy.cuda.get_current_stream().is_capturing():
+        if not stream.is_capturing():
+            stream.synchronize()  # steps on other streams may read it at once
             _kept[key] = found
     return found

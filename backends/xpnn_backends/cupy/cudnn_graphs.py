@@ -82,6 +82,12 @@ def _handle(cudnn: Any, device: int) -> Any:
     return handle
 
 
+def prepare() -> None:
+    """Give this thread a handle on the current stream, before a capture begins on it: nobody must ask for one then."""
+    if _plans:
+        _handle(_library(), cupy.cuda.runtime.getDevice())
+
+
 class Plan:
     """A graph that can be run on the arrays of the current device."""
 

@@ -146,8 +146,13 @@ class CompiledStep:
     def _forget(self) -> None:
         """Let go of the graphs and their memory; where another thread is at work here, it makes new ones."""
         self._last = None
-        self._homes = []
+        homes, self._homes = self._homes, []
+        for _, home in homes:
+            home.graphs.clear()  # they hold it too: without this, only a collection of garbage would free them
         self._trials = {key: known for key, known in list(self._trials.items()) if isinstance(known, str)}
+
+    def __del__(self) -> None:
+        self._forget()
 
     def _ready(self, graph: Graph | None, state: Any, batch: Any, stream: Any) -> tuple[Graph, Any, list[Any]] | None:
         """(graph, state that its home has taken, arrays of the batch), if this graph can run with them."""
@@ -206,8 +211,12 @@ class CompiledStep:
     def _keep(self, place: Place, home: Home, state: Any) -> None:
         """Remember a home that has taken a state, and the last one before it."""
         # Of two that share arrays, the older one is of no use any more, and would seem to hold them.
-        others = [known for known in self._homes if known[1] is not home and not known[1].in_common(state)]
+        before = self._homes
+        others = [known for known in before if known[1] is not home and not known[1].in_common(state)]
         self._homes = [*others[1 - _MOST_HOMES :], (place, home)]
+        for known in before:
+            if known not in self._homes:
+                known[1].graphs.clear()
 
     def _refusal(self, state: Any, batch: Any) -> str | None:
         reason = products.why_not()

@@ -55,6 +55,11 @@ _FORMULAS: dict[Callable[..., Any], str] = {
 """A Python function of numbers -> the same in CUDA, for doubles: also for NaN, and for what is negative."""
 
 _HELPERS = """
+// NVRTC knows no name for it.
+__device__ double infinity() {
+  return __longlong_as_double(0x7ff0000000000000LL);
+}
+
 // a % b as Python has it: of the sign of b.
 __device__ double floor_remainder(double a, double b) {
   double remainder = fmod(a, b);
@@ -127,7 +132,7 @@ def _constant(number: Any) -> str:
     if math.isnan(value):
         return 'nan("")'
     if math.isinf(value):
-        return "INFINITY" if value > 0 else "(-INFINITY)"
+        return "infinity()" if value > 0 else "(-infinity())"
     return f"({value!r})"
 
 

@@ -36,8 +36,26 @@ _ALGORITHMS = 4
 TYPES = {"f": 0, "d": 1, "e": 2, "E": 14}
 """dtype.char -> cudaDataType; "E" is ml_dtypes' bfloat16."""
 
-_WITH_MASK = ("RELU_AUX_BIAS", "DRELU_BGRAD")
-"""Epilogues that write, or read, a bit for each number of the result."""
+
+class Activation(NamedTuple):
+    """How cublasLt applies an activation f, and takes a gradient through it.
+
+    It keeps for that an auxiliary matrix, which the forward epilogue writes and the backward one reads. Its rows have
+    as many elements as the result has columns, and then some, so that their number is a multiple of `multiple`.
+    """
+
+    forward: str
+    backward: str
+    multiple: int
+
+
+ACTIVATIONS = {
+    "relu": Activation("RELU_AUX_BIAS", "DRELU_BGRAD", 128),  # its elements are bits
+    "gelu_tanh": Activation("GELU_AUX_BIAS", "DGELU_BGRAD", 8),  # its elements are those of z, in the result's dtype
+}
+"""Op -> the epilogues that compute it."""
+
+_WITH_AUXILIARY = {epilogue: name for name, of in ACTIVATIONS.items() for epilogue in (of.forward, of.backward)}
 
 _NOT_SUPPORTED = 15
 """cublasStatus_t"""
@@ -120,7 +138,7 @@ class Plan:
         self._pointer = np.zeros(1, np.int64)
         # Asking an array for its address takes longer than all the rest.
         self._addresses = self._one.ctypes.data, self._zero.ctypes.data, self._pointer.ctypes.data
-        self._lock = threading.RLock()  # the pointers to bias and mask are part of the descriptor
+        self._lock = threading.RLock()  # the pointers of the epilogue are part of the descriptor
         weakref.finalize(self, _destroy, library.lt, descriptor, layouts).atexit = False
 
     def run(
@@ -186,8 +204,7 @@ class DeviceProducts:
         self._handle = library.lt.create()
         self._plans: dict[tuple[Any, ...], Plan | None] = {}
         self._workspaces: dict[tuple[int, int], Any] = {}
-        self._keeps_nan: dict[tuple[str, bool], bool] = {}
-        self._masks: dict[tuple[str, bool], bool] = {}
+        self.trials: dict[tuple[str, str, bool], bool] = {}  # how they ended: see `product_trials`
         self._lock = threading.RLock()
 
     @property
@@ -195,20 +212,26 @@ class DeviceProducts:
         """How many kinds of products are planned."""
         return len(self._plans)
 
-    def workspace(self, stream: int) -> int:
-        """The address of a stream's workspace. It stays there for good: graphs hold it."""
+    def workspace(self, stream: int) -> Any:
+        """A stream's workspace. Who uses it holds it: a graph while it lives, others until they have called."""
         key = _stream_key(stream)
         found = self._workspaces.get(key)
         if found is None:
             # From the default pool, whichever is in use here: it must outlive the pool of a graph.
             found = cupy.get_default_memory_pool().malloc(WORKSPACE_BYTES)
             found = self._workspaces.setdefault(key, found)
-        return int(found.ptr)
+        return found
 
-    def share_workspace(self, stream: int, other: int) -> None:
-        """Let another stream use the workspace of this one."""
-        self.workspace(stream)
-        self._workspaces[_stream_key(other)] = self._workspaces[_stream_key(stream)]
+    def share_workspace(self, stream: int, other: int) -> Any:
+        """Let another stream use the workspace of this one, and give it."""
+        found = self._workspaces[_stream_key(other)] = self.workspace(stream)
+        return found
+
+    def forget_workspaces(self, kept: set[int]) -> None:
+        """Let go of the workspaces of all streams but these; a stream that goes on gets another one."""
+        for key in list(self._workspaces):
+            if key[0] not in kept:
+                self._workspaces.pop(key, None)
 
     def run(
         self,
@@ -233,7 +256,7 @@ class DeviceProducts:
             bias: the address of the epilogue's vector.
             batch: how many matrices.
             strides: elements from one matrix to the next, for a, b and y.
-            auxiliary: the address of the epilogue's mask (see `empty_mask`).
+            auxiliary: the address of the epilogue's second matrix (see `empty_auxiliary`).
             tf32: whether the factors of float32 products may be rounded to TF32.
         """
         a_layout, b_layout = layout_of(a), layout_of(b)
@@ -248,6 +271,7 @@ class DeviceProducts:
         n = b.shape[-1]
         tf32 = tf32 and char == "f"
         stream = cupy.cuda.get_current_stream().ptr
+        workspace = self.workspace(stream)  # held until the last product is on its stream
         for first in range(0, batch, MOST_BATCHES):
             count = min(batch - first, MOST_BATCHES)
             places = (
@@ -260,7 +284,7 @@ class DeviceProducts:
             plan = self._plans.get(key)
             if plan is None:
                 plan = self._find(key)
-            if plan is None or not plan.run(self._handle, places, bias, auxiliary, self.workspace(stream), stream):
+            if plan is None or not plan.run(self._handle, places, bias, auxiliary, workspace.ptr, stream):
                 self._plans[key] = None
                 return False
         return True
@@ -303,9 +327,9 @@ class DeviceProducts:
         if epilogue != "DEFAULT":
             # Some address on 16 bytes: the heuristic wants one, and does not read from it.
             self._describe(descriptor, attributes.BIAS_POINTER, 256)
-        if epilogue in _WITH_MASK:
+        if epilogue in _WITH_AUXILIARY:
             self._describe(descriptor, attributes.EPILOGUE_AUX_POINTER, 256)
-            self._describe(descriptor, attributes.EPILOGUE_AUX_LD, _mask_pitch(n))
+            self._describe(descriptor, attributes.EPILOGUE_AUX_LD, _auxiliary_pitch(_WITH_AUXILIARY[epilogue], n))
         left = self._matrix(char, (k, n) if b_layout[0] else (n, k), b_layout[1], batch, strides[1])
         right = self._matrix(char, (m, k) if a_layout[0] else (k, m), a_layout[1], batch, strides[0])
         result = self._matrix(out_char, (n, m), n, batch, strides[2])
@@ -375,61 +399,6 @@ class DeviceProducts:
         table = table[(table["state"] == 0) & (table["workspace_size"] <= WORKSPACE_BYTES)]
         return np.ascontiguousarray(table["algo"]) if len(table) else None
 
-    def rectifies_rightly(self, char: str, tf32: bool) -> bool:
-        """Whether the epilogue RELU_BIAS keeps NaN, in this dtype and precision: tried out once, on 64 x 64 numbers.
-
-        The trial reads its result. While a graph is captured the answer is no, and is not remembered.
-        """
-        key = char, tf32
-        known = self._keeps_nan.get(key)
-        if known is None:
-            if cupy.cuda.get_current_stream().is_capturing():
-                return False
-            dtype = _dtype(char)
-            y = cupy.zeros((64, 64), dtype)
-            x = cupy.full((64, 64), float("nan"), dtype)
-            bias = cupy.zeros(64, dtype)
-            done = self.run(x, cupy.eye(64, dtype=dtype), y, "RELU_BIAS", bias.data.ptr, tf32=tf32)
-            known = self._keeps_nan[key] = done and bool(cupy.isnan(y.astype(cupy.float32)).all())
-        return known
-
-    def masks_rightly(self, char: str, tf32: bool) -> bool:
-        """Whether RELU_AUX_BIAS keeps NaN, and DRELU_BGRAD then passes on what belongs to positive results alone.
-
-        Tried out once for this dtype and precision, as `rectifies_rightly`.
-        """
-        key = char, tf32
-        known = self._masks.get(key)
-        if known is None:
-            if cupy.cuda.get_current_stream().is_capturing():
-                return False
-            known = self._masks[key] = self._mask_trial(_dtype(char), tf32)
-        return known
-
-    def _mask_trial(self, dtype: Any, tf32: bool) -> bool:
-        """Whether both epilogues with a mask give what they should for 64 x 64 numbers, times the identity."""
-        # All rows differ, one column of results is NaN, and so is one row of dy.
-        x = (np.arange(64)[:, None] * np.arange(64) // 7 % 3 - 1).astype(dtype)
-        bias = np.zeros(64, dtype)
-        bias[9] = np.nan
-        dy = np.full((64, 64), 2.0, dtype)
-        dy[5] = np.nan
-        z = x.astype(np.float64) + bias.astype(np.float64)
-        wanted = np.where(z < 0, 0, z), np.where(z > 0, dy.astype(np.float64), 0)
-        one, mask = cupy.eye(64, dtype=dtype), empty_mask(64, 64)
-        y, dz, sums = cupy.empty((64, 64), dtype), cupy.empty((64, 64), dtype), cupy.empty(64, dtype)
-        x, dy, bias, place = cupy.asarray(x), cupy.asarray(dy), cupy.asarray(bias), mask.data.ptr
-        if not self.run(x, one, y, "RELU_AUX_BIAS", bias.data.ptr, auxiliary=place, tf32=tf32):
-            return False
-        if not self.run(dy, one.T, dz, "DRELU_BGRAD", sums.data.ptr, auxiliary=place, tf32=tf32):
-            return False
-        pairs = zip((y, dz, sums), (*wanted, wanted[1].sum(axis=0)), strict=True)
-        return all(np.array_equal(got.get().astype(np.float64), right, equal_nan=True) for got, right in pairs)
-
-
-def _dtype(char: str) -> Any:
-    return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if char == "E" else char)
-
 
 _devices: dict[int, DeviceProducts] = {}
 _devices_lock = threading.Lock()
@@ -450,14 +419,25 @@ def products_here() -> DeviceProducts:
     return found
 
 
-def empty_mask(rows: int, columns: int) -> Any:
-    """Memory for a bit for each number of a result: rows of bytes, as cublasLt lays them out."""
-    return cupy.empty((rows, _mask_pitch(columns) // 8), cupy.uint8)
+def forget_workspaces(kept: set[int]) -> None:
+    """Let go of the workspaces on the current device, but for those of these streams."""
+    found = _devices.get(cupy.cuda.runtime.getDevice())
+    if found is not None:
+        found.forget_workspaces(kept)
 
 
-def _mask_pitch(columns: int) -> int:
-    """Bits from one row of a mask to the next: cublasLt wants whole 16 bytes."""
-    return -(-columns // 128) * 128
+def empty_auxiliary(activation: str, y: Any) -> Any:
+    """Memory for what an activation keeps of the result y, a matrix, as cublasLt lays it out."""
+    pitch = _auxiliary_pitch(activation, y.shape[1])
+    if activation == "relu":
+        return cupy.empty((y.shape[0], pitch // 8), cupy.uint8)
+    return cupy.empty((y.shape[0], pitch), y.dtype)
+
+
+def _auxiliary_pitch(activation: str, columns: int) -> int:
+    """Elements from one row of the auxiliary matrix to the next."""
+    multiple = ACTIVATIONS[activation].multiple
+    return -(-columns // multiple) * multiple
 
 
 def _stream_key(stream: int) -> tuple[int, int]:

@@ -13,14 +13,22 @@ answer (an old version, an odd alignment):
     a b + bias                  epilogue BIAS, in all dtypes                      None: the caller adds the bias
     relu(a b + bias)            epilogue RELU_BIAS, in all dtypes                 None: the caller adds and rectifies
     a b and b's column sums     epilogue BGRADA, in all dtypes                    None: the caller sums
-    relu(a b + bias), its mask  epilogue RELU_AUX_BIAS, in all dtypes             None: the caller keeps the result
+    relu(z) with z = a b +      epilogue RELU_AUX_BIAS, in all dtypes             None: the caller keeps the result
+    bias, and a mask: z > 0
     a b where a mask has ones,  epilogue DRELU_BGRAD, in all dtypes               None: the caller does it with the
     and its column sums                                                           result that it has kept
+    gelu_tanh(z) with z = a b   epilogue GELU_AUX_BIAS, in all dtypes             None: the caller applies it to z
+    + bias, and z
+    gelu_tanh'(z) a b, and its  epilogue DGELU_BGRAD, in all dtypes               None: the caller does it with z
+    column sums
 
 Epilogues are asked for only where other libraries use them too, and with a margin: no batches, the inner length and
-the columns of the result greater than 1, operands in one piece, pointers on 16 bytes. RELU_BIAS and RELU_AUX_BIAS are
-used only after a trial on the device has shown that a NaN stays one, and that DRELU_BGRAD reads the mask as it was
-meant. cublasLt's GELU is the approximation by tanh, which does not fit the op `linear`: it is not asked for.
+the columns of the result greater than 1, operands in one piece, pointers on 16 bytes. Those with an activation are used
+only after a trial on the device has shown, in this dtype, that a NaN stays one, that values and derivatives are right,
+and that the backward one reads what the forward one wrote. cublasLt's GELU is 0.5 z (1 + tanh(u)), the form that xpnn
+calls "gelu_tanh"; the exact "gelu" is not asked of it. Its error is small beside z; that of the op `gelu_tanh` is small
+beside the result too, which makes a difference for z far below 0. An op does not know whether its vjp will be called,
+and that needs z: so GELU_AUX_BIAS is used for predictions too, not GELU_BIAS, which does not hand z out.
 """
 
 from __future__ import annotations
@@ -35,7 +43,16 @@ import cupy
 import numpy as np
 
 from xpnn.errors import BackendError
-from xpnn_backends.cupy.product_plans import TYPES, empty_mask, layout_of, library, products_here, readable
+from xpnn_backends.cupy.product_plans import (
+    ACTIVATIONS,
+    TYPES,
+    empty_auxiliary,
+    layout_of,
+    library,
+    products_here,
+    readable,
+)
+from xpnn_backends.cupy.product_trials import activates_rightly, rectifies_rightly
 
 _computing: ContextVar[str] = ContextVar("xpnn_cupy_computing", default="float32")
 _cupy_settings = threading.Lock()
@@ -125,7 +142,7 @@ def with_bias(a: Any, b: Any, bias: Any, relu: bool = False) -> Any | None:
     with _on_device_of(a):
         device = products_here()
         tf32 = _may_round()
-        if relu and not device.rectifies_rightly(a.dtype.char, tf32):
+        if relu and not rectifies_rightly(device, a.dtype.char, tf32):
             return None
         y = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
         done = device.run(a, b, y, "RELU_BIAS" if relu else "BIAS", bias.data.ptr, tf32=tf32)
@@ -150,43 +167,49 @@ def with_column_sums(a: Any, b: Any) -> tuple[Any, Any] | None:
         return (y, sums) if products_here().run(a, b, y, "BGRADA", sums.data.ptr, tf32=_may_round()) else None
 
 
-def with_bias_and_mask(a: Any, b: Any, bias: Any) -> tuple[Any, Any] | None:
-    """(relu(a b + bias), where it is positive) in one pass; None if cublasLt cannot do that for these arrays.
+def with_activation(a: Any, b: Any, bias: Any, activation: str) -> tuple[Any, Any] | None:
+    """(f(z), what `through_activation` needs) with z = a b + bias, in one pass; None if cublasLt cannot do that here.
 
-    The second one is for `behind_mask` alone: a bit for each number, in rows of whole 16 bytes.
+    The second one is made by cublasLt: for relu a mask, a bit for each number, in rows of whole 16 bytes; for
+    gelu_tanh z itself, in the first columns of a matrix whose rows may be longer.
 
-    Args: as for `with_bias`.
+    Args:
+        a, b, bias: as for `with_bias`.
+        activation: f, a name in `product_plans.ACTIVATIONS`.
     """
     if not _may_fuse(a, b) or bias.dtype.char != b.dtype.char or not bias.flags.c_contiguous or bias.data.ptr % 16:
         return None
     with _on_device_of(a):
         device = products_here()
         tf32 = _may_round()
-        if not device.masks_rightly(a.dtype.char, tf32):
+        if not activates_rightly(device, activation, a.dtype.char, tf32):
             return None
         y = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
-        mask = empty_mask(*y.shape)
-        done = device.run(a, b, y, "RELU_AUX_BIAS", bias.data.ptr, auxiliary=mask.data.ptr, tf32=tf32)
-        return (y, mask) if done else None
+        kept = empty_auxiliary(activation, y)
+        epilogue = ACTIVATIONS[activation].forward
+        done = device.run(a, b, y, epilogue, bias.data.ptr, auxiliary=kept.data.ptr, tf32=tf32)
+        return (y, kept) if done else None
 
 
-def behind_mask(a: Any, b: Any, mask: Any) -> tuple[Any, Any] | None:
-    """(a b where the mask has ones and 0 elsewhere, the sums of its columns) in one pass; None if cublasLt cannot.
+def through_activation(a: Any, b: Any, kept: Any, activation: str) -> tuple[Any, Any] | None:
+    """(f'(z) a b, the sums of its columns) in one pass; None if cublasLt cannot do that for these arrays.
 
-    With a = dz and b = W^T of one linear map, these are dz and the bias's gradient of the map before, which rectifies.
+    With a = dz and b = W^T of one linear map, these are dz and the bias's gradient of the map before, whose activation
+    is f.
 
     Args:
         a: (m, k).
         b: (k, n).
-        mask: what `with_bias_and_mask` gave for a result of m rows and n columns.
+        kept: what `with_activation` gave for a result of m rows and n columns, in the dtype of a and b.
+        activation: f, as it was then.
     """
     if not _may_fuse(a, b):
         return None
     with _on_device_of(a):
         y = cupy.empty((a.shape[0], b.shape[1]), a.dtype)
         sums = cupy.empty(b.shape[1], a.dtype)
-        place = mask.data.ptr
-        done = products_here().run(a, b, y, "DRELU_BGRAD", sums.data.ptr, auxiliary=place, tf32=_may_round())
+        epilogue, place = ACTIVATIONS[activation].backward, kept.data.ptr
+        done = products_here().run(a, b, y, epilogue, sums.data.ptr, auxiliary=place, tf32=_may_round())
         return (y, sums) if done else None
 
 
@@ -196,13 +219,13 @@ def prepare() -> None:
         products_here().workspace(cupy.cuda.get_current_stream().ptr)
 
 
-def share_workspace(runs_on: Any, captures: Any) -> None:
+def share_workspace(runs_on: Any, captures: Any) -> Any:
     """Before a capture begins: let it use the workspace of the stream that its graph will run on.
 
-    What runs on that stream, graph or not, follows each other, so that one workspace is enough for all of it.
+    What runs on that stream, graph or not, follows each other, so that one workspace is enough for all of it. The graph
+    holds what this gives.
     """
-    if why_not() is None:
-        products_here().share_workspace(runs_on.ptr, captures.ptr)
+    return products_here().share_workspace(runs_on.ptr, captures.ptr) if why_not() is None else None
 
 
 def _may_fuse(a: Any, b: Any) -> bool:

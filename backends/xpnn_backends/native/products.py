@@ -5,7 +5,13 @@
 from numba import types
 from numba.extending import overload, register_jitable
 
-from xpnn_backends.native.activations import gelu_and_slope, rows_of_chunk, sigmoid_and_slope, silu_and_slope
+from xpnn_backends.native.activations import (
+    gelu_and_slope,
+    gelu_tanh_and_slope,
+    rows_of_chunk,
+    sigmoid_and_slope,
+    silu_and_slope,
+)
 from xpnn_backends.native.elementary import tanh
 from xpnn_backends.native.intrinsics import dgemm, sgemm
 from xpnn_backends.native.registry import kernel, share
@@ -227,6 +233,7 @@ def _with_slope(name, value_and_slope):
 
 linear_tanh = _with_activation("linear_tanh", tanh)
 linear_gelu = _with_slope("linear_gelu", gelu_and_slope)
+linear_gelu_tanh = _with_slope("linear_gelu_tanh", gelu_tanh_and_slope)
 linear_sigmoid = _with_slope("linear_sigmoid", sigmoid_and_slope)
 linear_silu = _with_slope("linear_silu", silu_and_slope)
 

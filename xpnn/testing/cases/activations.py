@@ -27,6 +27,7 @@ CASES = (
     Case("tanh", (Reals(_SHAPE, -3.0, 3.0),)),
     Case("gelu", (_WIDE,)),
     Case("gelu", (_WIDE,), {"approximate": "tanh"}, label="tanh"),
+    Case("gelu_tanh", (_WIDE,)),
     Case("silu", (_WIDE,)),
     Case("mish", (_WIDE,)),
     Case("hard_swish", (Reals(_SHAPE, -6.0, 6.0, avoid=(-3.0, 3.0)),)),

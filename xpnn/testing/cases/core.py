@@ -19,6 +19,10 @@ CASES = (
         exact=True,
         terms=5,
     ),
+    Case("linear", (Reals((5, 3)), Reals((3, 4)), Reals((4,))), {"activation": "gelu"}, label="gelu", terms=5),
+    Case(
+        "linear", (Reals((5, 3)), Reals((3, 4)), Reals((4,))), {"activation": "gelu_tanh"}, label="gelu_tanh", terms=5
+    ),
     Case(
         "linear_chain",
         (Reals((5, 3)), Reals((3, 4)), Reals((4,), 0.3, 0.4), Reals((4, 2)), Reals((2,))),
@@ -48,6 +52,13 @@ CASES = (
         {"activations": ("tanh", "gelu", "sigmoid")},
         label="three",
         terms=12,
+    ),
+    Case(
+        "linear_chain",
+        (Reals((5, 3)), Reals((3, 8)), Reals((8,)), Reals((8, 4)), Reals((4,)), Reals((4, 2)), Reals((2,))),
+        {"activations": ("gelu_tanh", "gelu_tanh", None)},
+        label="gelu_tanh",
+        terms=15,
     ),
     Case("random_mask", (Reals((5, 3)), _KEY, 0.3), exact=True, differentiable=False),
     Case("dropout", (Reals((5, 3)), _KEY, 0.5), exact=True),
