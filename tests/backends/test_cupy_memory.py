@@ -117,11 +117,11 @@ def test_what_fits_after_caches_were_freed_is_done(cupy, memory, limited):
 
 
 def test_a_function_is_asked_as_long_as_the_process_lives(cupy, memory, limited, monkeypatch):
+    limited(MIB)
     monkeypatch.setattr(memory, "_callbacks", [])
     asked = []
     memory.on_pressure(lambda: asked.append(1))
     gc.collect()
-    limited(MIB)
     with pytest.raises(OutOfMemoryError):
         memory.guarded(lambda: cupy.empty((2 * MIB,), "uint8"))
     assert asked == [1, 1]  # before the second call, and before it is said what would fit
