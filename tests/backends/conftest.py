@@ -1,10 +1,42 @@
-"""What the tests of the CuPy backend share."""
+"""What the tests of the backends share."""
 
 import sys
 
 import pytest
 
 from xpnn.backend import get_backend, why_not
+from xpnn_backends import fast
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _blas_has_as_many_threads_afterwards():
+    """More threads than cores, left behind by one test, would make all that come after it slow."""
+    if fast.why_not() is not None:
+        yield
+        return
+    from xpnn_backends.native.machine import Blas
+
+    blas = Blas()
+    before = blas.threads()
+    yield
+    assert blas.threads() == before
+
+
+@pytest.fixture
+def use_threads(monkeypatch):
+    """use_threads(n): native programs run on n threads from then on, of a pool of their own."""
+    if fast.why_not() is not None:
+        pytest.skip(fast.why_not())
+    from xpnn_backends.native import machine, threads
+
+    def choose(parts):
+        pool = machine._Pool()
+        pool.blas = machine.Blas()
+        pool.blas.set_threads = 0  # OpenBLAS keeps its own number
+        monkeypatch.setattr(machine, "_POOL", pool)
+        monkeypatch.setattr(threads, "core_count", lambda: parts)
+
+    return choose
 
 
 @pytest.fixture

@@ -47,20 +47,6 @@ def _with_numba(request):
         pytest.skip(why_not())
 
 
-@pytest.fixture
-def threads_of(monkeypatch):
-    """A function that sets how many threads programs run on."""
-    if why_not():
-        pytest.skip(why_not())
-    from xpnn_backends.native import machine, threads
-
-    def set_count(count):
-        monkeypatch.setattr(machine.Blas, "threads", lambda self: count)
-        monkeypatch.setattr(threads, "core_count", lambda: count)
-
-    return set_count
-
-
 def _op(name):
     return OPS[name.partition("-")[0]].function
 
@@ -249,7 +235,7 @@ def test_first_of_equal_scores_takes_the_gradient(native):
 
 @pytest.mark.parametrize("name", [*_ELEMENTWISE, *_BY_ROW])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_results_do_not_depend_on_the_number_of_threads(name, weighted, threads_of):
+def test_results_do_not_depend_on_the_number_of_threads(name, weighted, use_threads):
     shape = (700, 130)
     if name in _ELEMENTWISE:
         arrays, options = _elementwise_arrays(name, shape, "float32", weighted), _ELEMENTWISE[name]
@@ -257,7 +243,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name, weighted, threads_
         arrays, options = _row_arrays(name, shape, "float32", weighted, {})
     results = []
     for count in (1, 2, 3):
-        threads_of(count)
+        use_threads(count)
         results.append(_run(name, options, arrays, True))
     for value, gradients in results[1:]:
         assert value == results[0][0]

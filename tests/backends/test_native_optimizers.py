@@ -151,10 +151,10 @@ def test_update_is_one_kernel(name):
 
 
 @every_update
-def test_results_do_not_depend_on_the_number_of_threads(name, monkeypatch, threads_of):
+def test_results_do_not_depend_on_the_number_of_threads(name, monkeypatch, use_threads):
     results = []
     for count in (1, 2, 3):
-        threads_of(count)
+        use_threads(count)
         step = CompiledStep(_update_step(name), True)
         state = _start(name, "float32", 40000)
         gradient = np.random.default_rng(3).normal(size=40000).astype(np.float32)
@@ -163,20 +163,6 @@ def test_results_do_not_depend_on_the_number_of_threads(name, monkeypatch, threa
         np.testing.assert_array_equal(other.theta, results[0].theta)
         for mine, first in zip(other.slots, results[0].slots, strict=True):
             np.testing.assert_array_equal(mine, first)
-
-
-@pytest.fixture
-def threads_of(monkeypatch):
-    """A function that sets how many threads programs run on."""
-    if why_not():
-        pytest.skip(why_not())
-    from xpnn_backends.native import machine, threads
-
-    def set_count(count):
-        monkeypatch.setattr(machine.Blas, "threads", lambda self: count)
-        monkeypatch.setattr(threads, "core_count", lambda: count)
-
-    return set_count
 
 
 def _run_once(function, arrays, native):
@@ -248,11 +234,11 @@ def test_norms_beyond_the_range_of_squares(native, values):
 
 
 @pytest.mark.parametrize("name", ["clip_by_norm", "clip_by_global_norm", "global_norm", "secant_products"])
-def test_norms_do_not_depend_on_the_number_of_threads(name, threads_of):
+def test_norms_do_not_depend_on_the_number_of_threads(name, use_threads):
     x, y = np.random.default_rng(1).normal(size=(2, 100000)).astype(np.float32)
     results = []
     for count in (1, 2, 3):
-        threads_of(count)
+        use_threads(count)
         results.append(_run_once(_PASSES[name], (x, y), True))
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])

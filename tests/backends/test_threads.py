@@ -19,26 +19,11 @@ from xpnn_backends.recording import Recorder
 if fast.why_not():
     pytest.skip(fast.why_not(), allow_module_level=True)
 
-from xpnn_backends.native import machine, threads
 
 assert NumpyBackend  # it makes recorded arrays known to the dispatch table
 
 ROWS, COLUMNS = 300, 257  # enough elements that calls are split, and no multiple of a vector
 X = np.random.default_rng(0).standard_normal((ROWS, COLUMNS))
-
-
-@pytest.fixture
-def use_threads(monkeypatch):
-    """use_threads(n): programs that are made from then on run on n threads of a pool of their own."""
-
-    def choose(parts):
-        pool = machine._Pool()
-        pool.blas = machine.Blas()
-        pool.blas.set_threads = 0
-        monkeypatch.setattr(machine, "_POOL", pool)
-        monkeypatch.setattr(threads, "core_count", lambda: parts)
-
-    return choose
 
 
 def record(function, *arrays):
