@@ -28,7 +28,7 @@ def streaming(gpu):
 
 
 def data_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("xpnn-")]
+    return [thread for thread in threading.enumerate() if thread.name == "xpnn-data"]
 
 
 @pytest.fixture(autouse=True)
