@@ -57,6 +57,37 @@ def cupy(gpu):
 
 
 @pytest.fixture
+def fresh_pool(cupy, monkeypatch):
+    """CuPy's default memory pool: an empty one for this test, without what others have left in theirs."""
+    from xpnn_backends.cupy import memory
+
+    memory.free_caches()
+    pool, allocator = cupy.cuda.MemoryPool(), cupy.cuda.get_allocator()
+    monkeypatch.setattr(cupy, "_default_memory_pool", pool)
+    if "emulated_gpu.plugin" in sys.modules:  # whose allocator asks for the default pool each time
+        yield pool
+        return
+    cupy.cuda.set_allocator(pool.malloc)
+    yield pool
+    cupy.cuda.set_allocator(allocator)
+
+
+@pytest.fixture
+def room_for(cupy, fresh_pool):
+    """room_for(n): a block in which the GPU has n bytes beside those that are taken now."""
+    device = sys.modules.get("emulated_gpu.device")
+    if device is None:
+        pytest.skip("a GPU's memory cannot be taken away; the emulated one's can (tests/emulated_gpu)")
+
+    def limit(count):
+        fresh_pool.free_all_blocks()
+        free, total = cupy.cuda.runtime.memGetInfo()
+        return device.memory_limit(total - free + count)
+
+    return limit
+
+
+@pytest.fixture
 def products(gpu):
     from xpnn_backends.cupy import products
 

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import sys
 import threading
 import weakref
 
@@ -51,12 +50,14 @@ def test_a_training_is_captured_once_for_each_shape(gpu, captured, monkeypatch, 
     settings = {"loss": "cross_entropy", "optimizer": "adam", "batch_size": 16, "verbose": 0}
     callbacks = [SetsParameters()]
     net.fit(x, y, epochs=8, validation_data=(x[:20], y[:20]), callbacks=callbacks, **settings)
-    assert captured() <= 4 + 1  # whole and last batches, validation, prediction; the sixth is for a shape that moves
+    # The thread that fills streamed batches may let go of their memory late: others then lie elsewhere for a time.
+    late = 3 if streamed else 0
+    assert captured() <= 4 + 1 + late  # whole and last batches, validation, prediction; and one for a shape that moves
     net.fit(x, y, epochs=3, validation_data=(x[:20], y[:20]), callbacks=callbacks, **settings)
-    assert captured() <= 3  # arrays that are read where they lie may lie elsewhere now
+    assert captured() <= 3 + late  # arrays that are read where they lie may lie elsewhere now
     for _ in range(3):
         net.fit(x, y, epochs=2, batch_size=16, resume=True, verbose=0)
-    assert captured() <= 6
+    assert captured() <= 6 + late
 
 
 def test_large_batches_from_places_in_turn_are_captured_once(gpu, captured, monkeypatch):
@@ -238,17 +239,8 @@ def test_a_capture_that_breaks_off_leaves_all_as_it_was(gpu):
     np.testing.assert_array_equal(gpu.to_host(state[0]), 6.0)
 
 
-@pytest.fixture
-def memory_limit(gpu):
-    """The emulated GPU's switch that takes memory away."""
-    device = sys.modules.get("emulated_gpu.device")
-    if device is None:
-        pytest.skip("a GPU's memory cannot be taken away; the emulated one's can (tests/emulated_gpu)")
-    return device.memory_limit
-
-
 @pytest.mark.parametrize(("room", "how"), [(110, "a CUDA graph"), (85, "call by call")])
-def test_memory_that_a_capture_uses_is_not_freed_in_it(gpu, memory_limit, room, how):
+def test_memory_that_a_capture_uses_is_not_freed_in_it(gpu, room_for, room, how):
     import cupy
 
     def step(state, batch):
@@ -267,8 +259,7 @@ def test_memory_that_a_capture_uses_is_not_freed_in_it(gpu, memory_limit, room, 
     with gpu.context():
         products.products_here().workspace(cupy.cuda.get_current_stream().ptr)
         memory.free_caches()
-        free, total = cupy.cuda.runtime.memGetInfo()
-    with memory_limit(total - free + (room << 20)):
+    with room_for(room << 20):
         for _ in range(5):
             state, _ = compiled(state, batch)
             pool.free_all_blocks()

@@ -27,33 +27,18 @@ def memory(gpu):
 
 
 @pytest.fixture
-def limited(cupy, memory):
-    """A function that leaves so many bytes to arrays, whatever other tests have left in the pool."""
-    pool = cupy.get_default_memory_pool()
-    rests = []
+def limited(fresh_pool):
+    """A function that leaves so many bytes to arrays."""
 
     def leave(count):
-        rests.clear()
-        memory.free_caches()
-        # What is left over of blocks that small arrays keep alive counts towards the limit: it is filled up.
-        pool.set_limit(size=pool.total_bytes())
-        size = pool.free_bytes()
-        while size:
-            try:
-                rests.append(pool.malloc(size))
-            except cupy.cuda.memory.OutOfMemoryError:
-                size //= 2
-            size = min(size, pool.free_bytes())
-        assert pool.used_bytes() == pool.total_bytes()
-        pool.set_limit(size=pool.total_bytes() + count)
+        gc.collect()
+        fresh_pool.free_all_blocks()
+        fresh_pool.set_limit(size=fresh_pool.used_bytes() + count)
 
-    yield leave
-    pool.set_limit(size=0)
+    return leave
 
 
-def test_the_numbers_of_the_memory(gpu, cupy):
-    gc.collect()
-    cupy.get_default_memory_pool().free_all_blocks()
+def test_the_numbers_of_the_memory(gpu, cupy, fresh_pool):
     before = gpu.memory()
     assert 0 < before.free <= before.total
     with gpu.context():

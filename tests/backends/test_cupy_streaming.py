@@ -28,7 +28,8 @@ def streaming(gpu):
 
 
 def data_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "xpnn-data"]
+    names = ("xpnn-data", "xpnn-gather")
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
 @pytest.fixture(autouse=True)

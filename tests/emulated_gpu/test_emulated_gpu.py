@@ -308,10 +308,10 @@ def test_a_stream_belongs_to_its_device(cp):
 
 
 def test_out_of_memory(cp):
-    # More than any block that tests before have left in the pool.
+    pool = cp.cuda.MemoryPool()
     with device.memory_limit(1 << 20), pytest.raises(cp.cuda.memory.OutOfMemoryError):
-        cp.empty(1 << 28, dtype="uint8")
-    assert cp.empty(1 << 28, dtype="uint8").size == 1 << 28
+        pool.malloc(1 << 21)
+    assert pool.malloc(1 << 21).mem.size == 1 << 21
 
 
 def test_what_ran_is_counted(cp):
