@@ -110,3 +110,17 @@ def emulated(lt):
     if module is None:
         pytest.skip("a GPU's cublasLt cannot be told to refuse; the emulated one can (tests/emulated_gpu)")
     return module
+
+
+@pytest.fixture
+def plans(gpu):
+    from xpnn_backends.cupy import product_plans
+
+    return product_plans
+
+
+@pytest.fixture
+def fresh(lt, plans, cupy, monkeypatch):
+    """cublasLt with no plans and no experience."""
+    monkeypatch.setattr(plans, "_devices", {})
+    return lt

@@ -15,20 +15,6 @@ WIDE_EPS = {"float64": 2.0**-52}
 both = pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
 
 
-@pytest.fixture
-def plans(gpu):
-    from xpnn_backends.cupy import product_plans
-
-    return product_plans
-
-
-@pytest.fixture
-def fresh(lt, plans, cupy, monkeypatch):
-    """cublasLt with no plans and no experience."""
-    monkeypatch.setattr(plans, "_devices", {})
-    return lt
-
-
 def to_host(x):
     return np.asarray(x.get(), dtype=np.float64)
 

@@ -50,14 +50,14 @@ def test_a_training_is_captured_once_for_each_shape(gpu, captured, monkeypatch, 
     settings = {"loss": "cross_entropy", "optimizer": "adam", "batch_size": 16, "verbose": 0}
     callbacks = [SetsParameters()]
     net.fit(x, y, epochs=8, validation_data=(x[:20], y[:20]), callbacks=callbacks, **settings)
-    # The thread that fills streamed batches may let go of their memory late: others then lie elsewhere for a time.
-    late = 3 if streamed else 0
-    assert captured() <= 4 + 1 + late  # whole and last batches, validation, prediction; and one for a shape that moves
+    # There are four shapes: whole and last batches, validation, prediction. A shape whose arrays come to lie elsewhere
+    # is captured once more, and where they lie differs from run to run. Anew in each epoch: at least 24, 9 and 12.
+    assert captured() <= 8
     net.fit(x, y, epochs=3, validation_data=(x[:20], y[:20]), callbacks=callbacks, **settings)
-    assert captured() <= 3 + late  # arrays that are read where they lie may lie elsewhere now
+    assert captured() <= 6
     for _ in range(3):
         net.fit(x, y, epochs=2, batch_size=16, resume=True, verbose=0)
-    assert captured() <= 6 + late
+    assert captured() <= 8
 
 
 def test_large_batches_from_places_in_turn_are_captured_once(gpu, captured, monkeypatch):

@@ -39,13 +39,6 @@ SHAPES = [
 LAYOUTS = ("rows", "columns", "sliced", "reversed")
 
 
-@pytest.fixture
-def plans(gpu):
-    from xpnn_backends.cupy import product_plans
-
-    return product_plans
-
-
 @pytest.fixture(params=["cublasLt", "CuPy alone"])
 def way(request, products, monkeypatch):
     """The two ways in which products are computed."""
@@ -54,13 +47,6 @@ def way(request, products, monkeypatch):
     elif products.why_not() is not None:
         pytest.skip(f"no cublasLt here: {products.why_not()}")
     return request.param
-
-
-@pytest.fixture
-def fresh(lt, plans, cupy, monkeypatch):
-    """cublasLt with no plans and no experience."""
-    monkeypatch.setattr(plans, "_devices", {})
-    return lt
 
 
 def to_host(x):
